@@ -1,0 +1,3 @@
+//! flanneld-rs
+
+fn main() {}

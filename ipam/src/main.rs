@@ -1,0 +1,3 @@
+//! ipam
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! The only door to Linux. Pure values ([`Overlay`], nft tables) come in, the kernel's state comes out; everything that
+//! we make carries our mark: [`ROUTE_PROTOCOL`], a link alias, or an nftables table of our own.
+
+mod error;
+mod mac;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+mod overlay;
+
+pub use error::{Error, Result};
+pub use mac::Mac;
+pub use overlay::{Change, Overlay, Route, VxlanLink};
+
+/// The routing protocol number that marks our routes (`ip route show proto 251`; see rt_protos: 251 is unassigned).
+pub const ROUTE_PROTOCOL: u8 = 251;

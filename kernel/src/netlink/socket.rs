@@ -1,0 +1,275 @@
+//! Raw netlink: framing, acknowledgements, dumps and batches. What the messages mean is the business of the nouns
+//! (links, addresses, routes, ...) and of nftables.
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket, sockopt,
+};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const HEADER: usize = 16;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// The answer is one of several (linux/netlink.h).
+pub const NLM_F_MULTI: u16 = 2;
+/// Wants an acknowledgement (linux/netlink.h).
+pub const NLM_F_REQUEST: u16 = 1;
+/// Wants an acknowledgement (linux/netlink.h).
+pub const NLM_F_ACK: u16 = 4;
+/// Dump (linux/netlink.h).
+pub const NLM_F_DUMP: u16 = 0x300;
+/// Replace an existing object (linux/netlink.h).
+pub const NLM_F_REPLACE: u16 = 0x100;
+/// Fail if it exists (linux/netlink.h).
+pub const NLM_F_EXCL: u16 = 0x200;
+/// Create it (linux/netlink.h).
+pub const NLM_F_CREATE: u16 = 0x400;
+/// Add to the end of the list (linux/netlink.h).
+pub const NLM_F_APPEND: u16 = 0x800;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// One message without its sequence number.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// nlmsg_type
+    pub kind: u16,
+    /// nlmsg_flags; NLM_F_REQUEST is added
+    pub flags: u16,
+    /// what follows the header
+    pub payload: Vec<u8>,
+}
+
+/// A refusal by the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// the errno
+    pub errno: Errno,
+    /// extended acknowledgement text, or empty
+    pub reason: String,
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Refusal { errno, reason: String::new() }
+    }
+}
+
+/// A netlink socket of the network namespace that the thread was in when it was opened.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens and binds a socket of `protocol` (route, netfilter).
+    pub fn open(protocol: SockProtocol) -> Result<Self, Errno> {
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        // Both only add information to acknowledgements; a kernel without them is no reason to stop.
+        let _ = set_netlink_option(&fd, libc::NETLINK_EXT_ACK);
+        let _ = set_netlink_option(&fd, libc::NETLINK_CAP_ACK);
+        // A batch of many messages answers with as many acknowledgements.
+        let _ = setsockopt(&fd, sockopt::RcvBuf, &(4 << 20));
+        let _ = setsockopt(&fd, sockopt::SndBuf, &(4 << 20));
+        Ok(Socket { fd, sequence: 0, buffer: vec![0; 256 << 10] })
+    }
+
+    /// Sends one request and waits for its acknowledgement.
+    pub fn request(&mut self, message: Message) -> Result<(), Refusal> {
+        match self.batch(std::slice::from_ref(&message))?.pop() {
+            Some((_, refusal)) => Err(refusal),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends all messages in one system call, each with an acknowledgement, and returns the refusals by index.
+    /// Keep a batch under about 64 messages: the socket's buffer holds their acknowledgements.
+    pub fn batch(&mut self, messages: &[Message]) -> Result<Vec<(usize, Refusal)>, Refusal> {
+        let first = self.transmit(messages, NLM_F_ACK)?;
+        let mut refusals = Vec::new();
+        let mut outstanding = messages.len();
+        while outstanding > 0 {
+            self.receive(|kind, flags, sequence, payload| {
+                let index = sequence.wrapping_sub(first) as usize;
+                if kind == NLMSG_ERROR && index < messages.len() {
+                    outstanding = outstanding.saturating_sub(1);
+                    if let Some(refusal) = refusal(flags, payload) {
+                        refusals.push((index, refusal));
+                    }
+                }
+            })?;
+        }
+        Ok(refusals)
+    }
+
+    /// Sends messages that must arrive as one unit and in which only those with NLM_F_ACK of their own are acknowledged
+    /// (nftables transactions). Returns the first refusal with the index of its message.
+    pub fn transaction(&mut self, messages: &[Message]) -> Result<(), (usize, Refusal)> {
+        let first = self.transmit(messages, 0).map_err(|errno| (0, errno.into()))?;
+        let mut outstanding = messages.iter().filter(|message| message.flags & NLM_F_ACK != 0).count();
+        let mut refused = None;
+        while outstanding > 0 {
+            self.receive(|kind, flags, sequence, payload| {
+                let index = sequence.wrapping_sub(first) as usize;
+                if kind != NLMSG_ERROR || index >= messages.len() {
+                    return;
+                }
+                // A refused batch is acknowledged no further than its refusals: any of them ends the wait.
+                match refusal(flags, payload) {
+                    Some(refusal) => {
+                        refused.get_or_insert((index, refusal));
+                        outstanding = 0;
+                    }
+                    None => outstanding = outstanding.saturating_sub(1),
+                }
+            })
+            .map_err(|errno| (0, errno.into()))?;
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Sends one request with `flags` and hands every answer (type, payload) to `each`, until the end of the dump, or the
+    /// first answer where the request is no dump. A dump that the kernel reports as interrupted is taken again from the
+    /// start after `restart` was called.
+    pub fn query<T: Default>(
+        &mut self,
+        message: Message,
+        mut each: impl FnMut(&mut T, u16, &[u8]),
+    ) -> Result<T, Refusal> {
+        for _attempt in 0..16 {
+            let mut found = T::default();
+            let first = self.transmit(std::slice::from_ref(&message), 0)?;
+            let mut failed = None;
+            let (mut finished, mut interrupted) = (false, false);
+            while !finished {
+                self.receive(|kind, flags, sequence, payload| {
+                    if sequence != first {
+                        return;
+                    }
+                    interrupted |= flags & NLM_F_DUMP_INTR != 0;
+                    match kind {
+                        NLMSG_DONE => finished = true,
+                        NLMSG_ERROR => {
+                            failed = refusal(flags, payload);
+                            finished = true;
+                        }
+                        kind => {
+                            each(&mut found, kind, payload);
+                            finished |= flags & NLM_F_MULTI == 0;
+                        }
+                    }
+                })?;
+            }
+            match failed {
+                Some(refusal) => return Err(refusal),
+                None if interrupted => continue,
+                None => return Ok(found),
+            }
+        }
+        Err(Errno::EINTR.into())
+    }
+
+    fn transmit(&mut self, messages: &[Message], extra: u16) -> Result<u32, Errno> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::with_capacity(messages.iter().map(|message| HEADER + message.payload.len() + 4).sum());
+        for message in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            let length = u32::try_from(HEADER + message.payload.len()).map_err(|_| Errno::EMSGSIZE)?;
+            bytes.extend_from_slice(&length.to_ne_bytes());
+            bytes.extend_from_slice(&message.kind.to_ne_bytes());
+            bytes.extend_from_slice(&(message.flags | NLM_F_REQUEST | extra).to_ne_bytes());
+            bytes.extend_from_slice(&self.sequence.to_ne_bytes());
+            bytes.extend_from_slice(&0u32.to_ne_bytes());
+            bytes.extend_from_slice(&message.payload);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        loop {
+            match send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()) {
+                Ok(_) => return Ok(first),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), Errno> {
+        let length = loop {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+                Ok(length) => break length,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        };
+        let mut rest = &self.buffer[..length];
+        while rest.len() >= HEADER {
+            let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+            if size < HEADER || size > rest.len() {
+                return Err(Errno::EBADMSG);
+            }
+            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+            let flags = u16::from_ne_bytes([rest[6], rest[7]]);
+            let sequence = u32::from_ne_bytes([rest[8], rest[9], rest[10], rest[11]]);
+            each(kind, flags, sequence, &rest[HEADER..size]);
+            rest = &rest[size.next_multiple_of(4).min(rest.len())..];
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn set_netlink_option(fd: &OwnedFd, option: i32) -> Result<(), Errno> {
+    let on: libc::c_int = 1;
+    // SAFETY: the pointer and the length describe a live c_int, and the descriptor is open for the length of the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_NETLINK,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// The refusal in an NLMSG_ERROR payload, or none if it is a plain acknowledgement.
+fn refusal(flags: u16, payload: &[u8]) -> Option<Refusal> {
+    let code = payload.first_chunk::<4>().map_or(-libc::EBADMSG, |bytes| i32::from_ne_bytes(*bytes));
+    (code != 0).then(|| Refusal {
+        errno: Errno::from_raw(code.wrapping_neg()),
+        reason: extended_text(flags, payload).unwrap_or_default(),
+    })
+}
+
+/// The kernel's own words (NLMSGERR_ATTR_MSG), which follow the error code and the echoed request.
+fn extended_text(flags: u16, payload: &[u8]) -> Option<String> {
+    if flags & NLM_F_ACK_TLVS == 0 {
+        return None;
+    }
+    let echoed = payload.get(4..8)?;
+    let echoed = if flags & NLM_F_CAPPED != 0 {
+        HEADER
+    } else {
+        u32::from_ne_bytes([echoed[0], echoed[1], echoed[2], echoed[3]]) as usize
+    };
+    let mut rest = payload.get(4 + echoed.next_multiple_of(4)..)?;
+    while let [a, b, c, d, ..] = *rest {
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        if u16::from_ne_bytes([c, d]) == NLMSGERR_ATTR_MSG {
+            let text = rest.get(4..length)?;
+            return Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
+        }
+        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
+    }
+    None
+}

@@ -1,0 +1,1 @@
+//! Network namespaces: entered by guard or by thread, never by global state.

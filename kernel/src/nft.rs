@@ -1,0 +1,1 @@
+//! nftables through netlink: a table is a value, replaced atomically; no `nft` executable is involved.
