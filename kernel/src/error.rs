@@ -24,6 +24,11 @@ impl Error {
         Error { operation: operation.into(), errno, reason: String::new() }
     }
 
+    /// The same failure with a reason in words.
+    pub fn because(self, reason: impl Into<String>) -> Self {
+        Error { reason: reason.into(), ..self }
+    }
+
     /// A failure of `operation` from an I/O error.
     pub fn io(operation: impl Into<String>, error: &std::io::Error) -> Self {
         Error::new(operation, Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO)))

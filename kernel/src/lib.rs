@@ -7,6 +7,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 mod overlay;
+pub mod sysctl;
 
 pub use error::{Error, Result};
 pub use mac::Mac;
