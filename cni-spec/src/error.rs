@@ -1,5 +1,9 @@
 //! Errors as the runtime reads them.
 
+use crate::SpecVersion;
+use serde::Serialize;
+use std::fmt;
+
 /// Well-known error codes of the CNI specification ("Error" section), and ours from 100 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
@@ -18,6 +22,8 @@ pub enum Code {
     Decode = 6,
     /// 7: the network configuration is invalid
     InvalidConfig = 7,
+    /// 8: the network namespace is invalid (not in the specification's table, but in its reference library)
+    InvalidNetns = 8,
     /// 11: try again later
     TryAgain = 11,
     /// 50: the plugin is not available, ADD would fail
@@ -34,6 +40,13 @@ pub enum Code {
     Internal = 999,
 }
 
+impl Code {
+    /// The number that is printed as `code`.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+}
+
 /// A failure as it is printed: code, message (object, errno, remedy), details.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CniError {
@@ -44,3 +57,42 @@ pub struct CniError {
     /// longer text, or empty
     pub details: String,
 }
+
+/// The printed form (spec section 5, "Error"), keys in the specification's order.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(rename = "cniVersion")]
+    version: SpecVersion,
+    code: u32,
+    msg: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    details: &'a str,
+}
+
+impl CniError {
+    /// An error of kind `code` with a one-line message.
+    pub fn new(code: Code, msg: impl Into<String>) -> Self {
+        CniError { code, msg: msg.into(), details: String::new() }
+    }
+
+    /// The same error with a longer text.
+    #[must_use]
+    pub fn with_details(mut self, details: impl Into<String>) -> Self {
+        self.details = details.into();
+        self
+    }
+
+    /// The JSON text for standard output, in the protocol `version` that is in use.
+    pub fn to_text(&self, version: SpecVersion) -> String {
+        crate::pretty::text(&Printed { version, code: self.code.number(), msg: &self.msg, details: &self.details })
+    }
+}
+
+impl fmt::Display for CniError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.msg)?;
+        if self.details.is_empty() { Ok(()) } else { write!(f, "; {}", self.details) }
+    }
+}
+
+impl std::error::Error for CniError {}

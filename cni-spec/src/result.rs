@@ -36,7 +36,7 @@ pub struct Interface {
 /// One address of a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpAssignment {
-    /// index into `interfaces`
+    /// index into `interfaces`; results of other plugins may point beyond its end (see [`AddResult::interface_of`])
     pub interface: Option<usize>,
     /// address with prefix length
     pub address: IpNetwork,
@@ -76,14 +76,16 @@ pub struct Dns {
     pub options: Vec<String>,
 }
 
-impl AddResult {
-    /// The JSON of this result in `version`, byte-compatible in meaning with the reference library.
-    pub fn to_json(&self, _version: crate::SpecVersion) -> serde_json::Value {
-        todo!()
+impl Route {
+    /// A plain route to `dst`, over `gw` or else on link.
+    pub fn new(dst: IpNetwork, gw: Option<IpAddr>) -> Self {
+        Route { dst, gw, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
+}
 
-    /// Reads a result (a prevResult) of `version`.
-    pub fn from_json(_value: &serde_json::Value, _version: crate::SpecVersion) -> Result<Self, crate::CniError> {
-        todo!()
+impl AddResult {
+    /// The interface that `ip` is on, if the result says so and lists it.
+    pub fn interface_of(&self, ip: &IpAssignment) -> Option<&Interface> {
+        self.interfaces.get(ip.interface?)
     }
 }
