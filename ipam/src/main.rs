@@ -1,3 +1,7 @@
-//! ipam
+//! The `host-local` executable.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cni_spec::serve("host-local", |_| Some(&ipam::host_local::Plugin))
+}
