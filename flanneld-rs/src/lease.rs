@@ -1,0 +1,130 @@
+//! Leases: which node holds which subnets, and what its peers must know of it.
+
+mod wire;
+
+use crate::family::PerFamily;
+use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+pub use wire::{MAX_VALUE_BYTES, Malformed};
+
+/// The subnets of one lease, at least one, without host bits. They are its identity.
+pub type Subnets = PerFamily<IpNetwork>;
+
+/// What a node tells its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Announcement {
+    /// flannel's name of the backend, such as `vxlan`; empty for `udp` and `alloc`, which flannel does not name
+    pub backend_type: String,
+    /// how the node is reached over each family
+    pub endpoints: PerFamily<Endpoint>,
+}
+
+/// How a node is reached over one family of the underlay.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// underlay address that peers send to
+    pub public_ip: IpAddr,
+    /// the backend's own data for the pod subnet of this family: JSON text without white space, as on the wire
+    pub data: Option<String>,
+}
+
+/// One node's hold on its subnets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    /// the pod subnets, by family
+    pub subnets: Subnets,
+    /// what the node says of itself
+    pub announcement: Announcement,
+}
+
+impl Lease {
+    /// The key of this lease in a store, see [`key`].
+    pub fn key(&self) -> String {
+        key(&self.subnets)
+    }
+}
+
+impl fmt::Display for Lease {
+    /// `10.5.52.0/24 of 192.168.0.1`
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let subnets: Vec<_> = self.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+        let nodes: Vec<_> =
+            self.announcement.endpoints.iter().map(|(_, endpoint)| endpoint.public_ip.to_string()).collect();
+        write!(out, "{} of {}", subnets.join(" and "), nodes.join(" and "))
+    }
+}
+
+impl Announcement {
+    /// The address by which flannel recognises a node: IPv4 before IPv6.
+    pub fn public_ip(&self) -> Option<IpAddr> {
+        self.endpoints.iter().next().map(|(_, endpoint)| endpoint.public_ip)
+    }
+
+    /// Both are surely by the same node: they give the same address first, or the same backend data (a VTEP's MAC address or
+    /// a public key, which are unique). Data alone lets a node keep its subnets when its address changes.
+    pub fn is_same_node(&self, other: &Self) -> bool {
+        let data =
+            |announcement: &Self| announcement.endpoints.map(|_, endpoint| endpoint.data.clone().unwrap_or_default());
+        let (ours, theirs) = (data(self), data(other));
+        let same_data = ours == theirs && ours.iter().any(|(_, text)| !text.is_empty());
+        let same_address = self.public_ip().is_some() && self.public_ip() == other.public_ip();
+        same_address || (same_data && self.backend_type == other.backend_type)
+    }
+}
+
+/// All leases of a store at one moment, in the order of their subnets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseTable(BTreeMap<Subnets, Lease>);
+
+impl LeaseTable {
+    /// Puts a lease in, in place of the one of the same subnets, which is returned.
+    pub fn insert(&mut self, lease: Lease) -> Option<Lease> {
+        self.0.insert(lease.subnets, lease)
+    }
+
+    /// Takes the lease of these subnets out.
+    pub fn remove(&mut self, subnets: &Subnets) -> Option<Lease> {
+        self.0.remove(subnets)
+    }
+
+    /// The lease of exactly these subnets.
+    pub fn get(&self, subnets: &Subnets) -> Option<&Lease> {
+        self.0.get(subnets)
+    }
+
+    /// All leases, ordered by subnet.
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.0.values()
+    }
+
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// There is no lease.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Lease> for LeaseTable {
+    fn from_iter<I: IntoIterator<Item = Lease>>(leases: I) -> Self {
+        Self(leases.into_iter().map(|lease| (lease.subnets, lease)).collect())
+    }
+}
+
+/// The last part of a lease's key, as flannel writes it: `10.5.52.0-24`, `10.5.52.0-24&fd00:0:0:5::-64`; and, for IPv6 only,
+/// `fd00:0:0:5::-64`, which flannel has no form for and skips.
+pub fn key(subnets: &Subnets) -> String {
+    let parts: Vec<_> = subnets.iter().map(|(_, subnet)| format!("{}-{}", subnet.network(), subnet.prefix())).collect();
+    parts.join("&")
+}
+
+/// Two subnets have addresses in common.
+pub fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}

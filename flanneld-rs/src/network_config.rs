@@ -1,0 +1,219 @@
+//! The cluster's network configuration: flannel's `net-conf.json`, parsed into values that are ready for use.
+
+use crate::family::{Family, PerFamily};
+use crate::json::Object;
+use ipam::subnet_pool::SubnetPool;
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use std::fmt;
+use std::net::IpAddr;
+
+/// Longest configuration that is read.
+pub const MAX_BYTES: usize = 64 * 1024;
+/// Smallest MTU of a link that carries IPv4 (RFC 791), and the largest that an IP packet can fill.
+const MTU: std::ops::RangeInclusive<u64> = 68..=65_535;
+
+/// A configuration that parsed: every value in it is usable as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// where the nodes' subnets come from, for each family in use (at least one)
+    pub pools: PerFamily<SubnetPool>,
+    /// how packets travel between nodes
+    pub backend: Backend,
+}
+
+/// The backends that are built, with their settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// VXLAN tunnels
+    Vxlan(Vxlan),
+    /// plain routes through the nodes, which share a network segment
+    HostGw,
+}
+
+/// Settings of the VXLAN backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 24 bits
+    pub vni: u32,
+    /// outer UDP port; none: the kernel's own (8472)
+    pub port: Option<u16>,
+    /// MTU of the underlay in bytes, in place of the interface's
+    pub mtu: Option<u32>,
+    /// carry the group based policy extension
+    pub gbp: bool,
+    /// learn addresses from received packets
+    pub learning: bool,
+    /// plain routes to the peers of the own network segment
+    pub direct_routing: bool,
+}
+
+impl Default for Vxlan {
+    /// What flannel takes when the configuration says nothing.
+    fn default() -> Self {
+        Self { vni: 1, port: None, mtu: None, gbp: false, learning: false, direct_routing: false }
+    }
+}
+
+/// What is wrong with a configuration, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "network configuration: {}", self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The names of a family's fields.
+struct Fields {
+    network: &'static str,
+    length: &'static str,
+    min: &'static str,
+    max: &'static str,
+}
+
+impl Fields {
+    fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self { network: "Network", length: "SubnetLen", min: "SubnetMin", max: "SubnetMax" },
+            Family::V6 => {
+                Self { network: "IPv6Network", length: "IPv6SubnetLen", min: "IPv6SubnetMin", max: "IPv6SubnetMax" }
+            }
+        }
+    }
+}
+
+impl NetworkConfig {
+    /// Parses JSON text.
+    ///
+    /// # Errors
+    /// One line that names the field.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        if text.len() > MAX_BYTES {
+            return Err(ConfigError(format!("it has {} bytes, more than {MAX_BYTES}", text.len())));
+        }
+        let object: Object = serde_json::from_str(text).map_err(|error| ConfigError(format!("{error}")))?;
+        let mut pools = PerFamily::default();
+        for (family, enable, default) in [(Family::V4, "EnableIPv4", true), (Family::V6, "EnableIPv6", false)] {
+            if field(&object, enable)?.unwrap_or(default) {
+                pools.set(family, pool(&object, family)?);
+            }
+        }
+        if pools.is_empty() {
+            return Err(ConfigError("EnableIPv4 and EnableIPv6 are both false: one must be true".into()));
+        }
+        Ok(Self { pools, backend: Backend::parse(&object)? })
+    }
+
+    /// The pod network of the whole cluster, by family.
+    pub fn networks(&self) -> PerFamily<IpNetwork> {
+        self.pools.map(|_, pool| pool.network())
+    }
+
+    /// The families in use.
+    pub fn families(&self) -> Vec<Family> {
+        self.pools.families().collect()
+    }
+}
+
+fn pool(object: &Object, family: Family) -> Result<SubnetPool, ConfigError> {
+    let fields = Fields::of(family);
+    let network: IpNetwork = required_network(object, family, fields.network)?;
+    let length = number(object, fields.length, 0..=u64::from(family.bits()))?.filter(|length| *length > 0);
+    let bound = |name| -> Result<Option<IpAddr>, ConfigError> {
+        let Some(text) = field::<String>(object, name)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+        match text.parse() {
+            Ok(address) if Family::of(address) == family => Ok(Some(address)),
+            _ => Err(ConfigError(format!("{name}: {text:?} is no {family} address"))),
+        }
+    };
+    SubnetPool::new(
+        network,
+        length.and_then(|length| u8::try_from(length).ok()),
+        bound(fields.min)?,
+        bound(fields.max)?,
+    )
+    .map_err(|error| ConfigError(format!("{error}")))
+}
+
+fn required_network(object: &Object, family: Family, name: &str) -> Result<IpNetwork, ConfigError> {
+    let text: String = field(object, name)?.ok_or_else(|| {
+        ConfigError(format!("{name} is missing: the {family} pod network, such as {}", example(family)))
+    })?;
+    match text.parse::<IpNetwork>() {
+        // Rust's parser takes a bare address for a network of one.
+        Ok(network) if text.contains('/') && Family::of(network.ip()) == family => Ok(network),
+        _ => Err(ConfigError(format!("{name}: {text:?} is no {family} network, such as {}", example(family)))),
+    }
+}
+
+fn example(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "10.244.0.0/16",
+        Family::V6 => "fd00:10:244::/48",
+    }
+}
+
+impl Backend {
+    fn parse(config: &Object) -> Result<Self, ConfigError> {
+        // Anything but an object is an error here, as it is in flannel.
+        let options: Object = field(config, "Backend")?.unwrap_or_default();
+        // flannel's documentation says vxlan is the default; its code says udp.
+        let kind = field::<String>(&options, "Type")?.filter(|kind| !kind.is_empty()).unwrap_or_else(|| "udp".into());
+        match kind.as_str() {
+            "vxlan" => Vxlan::parse(&options).map(Self::Vxlan),
+            "host-gw" => Ok(Self::HostGw),
+            "udp" | "wireguard" | "ipip" | "ipsec" | "extension" | "alloc" | "tencent-vpc" => {
+                Err(ConfigError(if options.get("Type").is_some() {
+                    format!("backend {kind} is not built yet; use vxlan or host-gw")
+                } else {
+                    "no Backend.Type means backend udp, which is not built yet; use vxlan or host-gw".into()
+                }))
+            }
+            _ => Err(ConfigError(format!("Backend.Type: {kind:?} is no backend; use vxlan or host-gw"))),
+        }
+    }
+}
+
+impl Vxlan {
+    fn parse(options: &Object) -> Result<Self, ConfigError> {
+        let default = Self::default();
+        let flag = |name| field(options, name).map(|flag| flag.unwrap_or(false));
+        // A VXLAN header has 24 bits for the identifier (RFC 7348 section 5); 0 is one of them.
+        let vni = number(options, "VNI", 0..=0xff_ffff)?.and_then(|vni| u32::try_from(vni).ok());
+        let mtu = number(options, "MTU", 0..=*MTU.end())?.filter(|mtu| *mtu != 0);
+        if let Some(mtu) = mtu.filter(|mtu| !MTU.contains(mtu)) {
+            return Err(ConfigError(format!("MTU: {mtu} is out of bounds, {} to {}", MTU.start(), MTU.end())));
+        }
+        Ok(Self {
+            vni: vni.unwrap_or(default.vni),
+            port: number(options, "Port", 0..=65_535)?
+                .and_then(|port| u16::try_from(port).ok())
+                .filter(|port| *port != 0),
+            mtu: mtu.and_then(|mtu| u32::try_from(mtu).ok()),
+            gbp: flag("GBP")?,
+            learning: flag("Learning")?,
+            direct_routing: flag("DirectRouting")?,
+        })
+    }
+}
+
+fn field<'a, T: Deserialize<'a>>(object: &'a Object, name: &str) -> Result<Option<T>, ConfigError> {
+    object.read(name).map_err(|error| ConfigError(format!("{name}: {error}")))
+}
+
+fn number(object: &Object, name: &str, bounds: std::ops::RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
+    match object.get(name).map(|value| value.get()) {
+        None | Some("null") => Ok(None),
+        Some(text) => match text.parse() {
+            Ok(number) if bounds.contains(&number) => Ok(Some(number)),
+            _ => {
+                let text: String = text.chars().take(40).collect();
+                Err(ConfigError(format!("{name}: {text} is no number from {} to {}", bounds.start(), bounds.end())))
+            }
+        },
+    }
+}

@@ -1,0 +1,223 @@
+//! Where the cluster keeps its leases. One trait, a file store and an etcd store, one set of contract tests.
+
+mod choice;
+pub mod etcd;
+pub mod file;
+
+use crate::family::PerFamily;
+use crate::lease::{Announcement, Lease, LeaseTable};
+use crate::network_config::NetworkConfig;
+use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use etcd::{EtcdOptions, EtcdStore};
+pub use file::FileStore;
+
+/// How long a lease lives without renewal: flannel's 24 hours, so that both implementations give up a dead node alike.
+pub const LEASE_TTL: Duration = Duration::from_secs(86_400);
+
+/// What a node asks of the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Want<'a> {
+    /// the pools to take subnets from
+    pub config: &'a NetworkConfig,
+    /// what peers shall know of this node
+    pub announcement: &'a Announcement,
+    /// the subnets of this node's last life (from `subnet.env`); taken again if they are free and still fit
+    pub previous: PerFamily<IpNetwork>,
+    /// identity of this node, stable across restarts and address changes
+    pub node: &'a str,
+}
+
+/// A lease of this node, and the proof by which it is renewed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnLease {
+    /// what the store holds
+    pub lease: Lease,
+    /// when it ends without renewal; none: a reservation, which never ends
+    pub expires: Option<SystemTime>,
+    token: Token,
+}
+
+impl OwnLease {
+    /// An administrator bound this subnet to this node for ever.
+    pub fn is_reservation(&self) -> bool {
+        self.expires.is_none()
+    }
+}
+
+/// What a store needs for its compare-and-swap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    /// node identity, and the file's text as we left it
+    File { node: String, text: String },
+    /// revision of the key as we left it, and the etcd lease it hangs on (0: none)
+    Etcd { revision: i64, lease: i64 },
+}
+
+/// Why a store did not do what it was asked. The text names the object and what the operator can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// It cannot answer now: to be tried again.
+    Unavailable(String),
+    /// Every subnet of the pool is leased.
+    Exhausted(String),
+    /// The lease is no longer ours.
+    Lost {
+        /// key of the lease
+        key: String,
+        /// who holds it now; none: it was deleted or has expired
+        by: Option<IpAddr>,
+    },
+    /// Trying again will not help: the request, the options or the configuration are wrong.
+    Invalid(String),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(text) | Self::Exhausted(text) | Self::Invalid(text) => out.write_str(text),
+            Self::Lost { key, by: Some(by) } => {
+                write!(out, "lease {key} was lost: {by} holds it now (is another node using this node's identity?)")
+            }
+            Self::Lost { key, by: None } => write!(out, "lease {key} was lost: it was deleted or has expired"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// All that the store holds, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// the last complete list; kept while the store is away; none: there was none yet
+    pub leases: Option<Arc<LeaseTable>>,
+    /// entries that are no leases, and why: by key
+    pub skipped: Arc<BTreeMap<String, String>>,
+    /// is the list up to date?
+    pub contact: Contact,
+}
+
+/// Whether a watch hears from its store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Contact {
+    /// No answer so far.
+    #[default]
+    Starting,
+    /// Changes arrive as they happen.
+    Live,
+    /// The list is from before this moment.
+    Down {
+        /// when contact was lost
+        since: SystemTime,
+        /// the last error
+        why: String,
+    },
+}
+
+/// A running watch: complete snapshots, the newest only. The task behind it ends when this is dropped.
+#[derive(Debug)]
+pub struct LeaseWatch {
+    snapshots: watch::Receiver<Snapshot>,
+    task: JoinHandle<()>,
+}
+
+impl LeaseWatch {
+    /// A receiver of snapshots. It is woken only when something has changed in them.
+    pub fn receiver(&self) -> watch::Receiver<Snapshot> {
+        self.snapshots.clone()
+    }
+}
+
+impl Drop for LeaseWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What every store can do. The contract is in `tests/store_contract.rs`.
+pub trait LeaseStore {
+    /// The network configuration as JSON text.
+    ///
+    /// # Errors
+    /// `Unavailable` while it is not there.
+    fn network_config(&self) -> impl Future<Output = Result<String, StoreError>> + Send;
+
+    /// Leases a subnet of each pool: the one this node already has, else the previous one, else any that is free.
+    ///
+    /// # Errors
+    /// `Exhausted` when no subnet is left.
+    fn acquire(&self, want: &Want<'_>) -> impl Future<Output = Result<OwnLease, StoreError>> + Send;
+
+    /// Makes a lease last for another [`LEASE_TTL`] and publishes the announcement in it.
+    ///
+    /// # Errors
+    /// `Lost` when the lease is not ours any more: to be acquired anew.
+    fn renew(
+        &self,
+        own: &OwnLease,
+        announcement: &Announcement,
+    ) -> impl Future<Output = Result<OwnLease, StoreError>> + Send;
+
+    /// Gives a lease up. A reservation stays. A lease that is gone or another's is none of ours: success.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn release(&self, own: &OwnLease) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Starts to follow all leases. Must be called within a tokio runtime.
+    fn watch(&self) -> LeaseWatch;
+}
+
+/// The store that the options name.
+#[derive(Debug)]
+pub enum Store {
+    /// a directory
+    File(FileStore),
+    /// an etcd cluster
+    Etcd(EtcdStore),
+}
+
+impl LeaseStore for Store {
+    async fn network_config(&self) -> Result<String, StoreError> {
+        match self {
+            Self::File(store) => store.network_config().await,
+            Self::Etcd(store) => store.network_config().await,
+        }
+    }
+
+    async fn acquire(&self, want: &Want<'_>) -> Result<OwnLease, StoreError> {
+        match self {
+            Self::File(store) => store.acquire(want).await,
+            Self::Etcd(store) => store.acquire(want).await,
+        }
+    }
+
+    async fn renew(&self, own: &OwnLease, announcement: &Announcement) -> Result<OwnLease, StoreError> {
+        match self {
+            Self::File(store) => store.renew(own, announcement).await,
+            Self::Etcd(store) => store.renew(own, announcement).await,
+        }
+    }
+
+    async fn release(&self, own: &OwnLease) -> Result<(), StoreError> {
+        match self {
+            Self::File(store) => store.release(own).await,
+            Self::Etcd(store) => store.release(own).await,
+        }
+    }
+
+    fn watch(&self) -> LeaseWatch {
+        match self {
+            Self::File(store) => store.watch(),
+            Self::Etcd(store) => store.watch(),
+        }
+    }
+}
