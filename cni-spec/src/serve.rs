@@ -1,10 +1,9 @@
 //! From the runtime's environment and standard input to a plugin's verb, and its answer back.
 
 use crate::environment::Call;
+use crate::field::excerpt;
 use crate::request::read_config;
-use crate::{
-    AddResult, Arguments, AttachmentId, CniError, NetworkConfig, Request, Sandbox, SpecVersion, field::excerpt,
-};
+use crate::{AddResult, Arguments, AttachmentId, CniError, NetworkConfig, Request, Sandbox, SpecVersion};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::path::Path;
