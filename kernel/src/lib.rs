@@ -7,11 +7,16 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 mod overlay;
+mod privilege;
 pub mod sysctl;
 
 pub use error::{Error, Result};
 pub use mac::Mac;
 pub use overlay::{Change, Overlay, Route, VxlanLink};
+pub use privilege::may_configure_network;
+
+/// The alias of the daemon's devices, by which a person, and `uninstall`, know whose they are.
+pub const DEVICE_ALIAS: &str = "flanneld-rs";
 
 /// The routing protocol number that marks our routes (`ip route show proto 251`; see rt_protos: 251 is unassigned).
 pub const ROUTE_PROTOCOL: u8 = 251;
