@@ -1,0 +1,68 @@
+# make demo and make test are the two commands a newcomer needs; each sets up what it wants by itself.
+
+TARGET  := $(shell rustc -vV | sed -n 's/^host: //p')
+DIST    := dist
+PREFIX  ?= /usr/local
+CNI_BIN ?= /opt/cni/bin
+ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
+
+# Debian's packages that the tests run for real: the servers, the reference plugins, and the tools to look with.
+PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace
+
+.PHONY: build demo test bench lint golden install clean packages
+.DEFAULT_GOAL := build
+
+# Static executables: they run on any Linux of this architecture with nothing installed. The target is named so that
+# build scripts and procedural macros stay dynamic.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(TARGET)
+
+build:
+	$(STATIC) -p cni-plugin -p ipam
+	$(STATIC) -p flanneld-rs
+	@mkdir -p $(DIST)
+	@for file in cni-plugin host-local flanneld-rs; do install target/$(TARGET)/release/$$file $(DIST)/.$$file && mv $(DIST)/.$$file $(DIST)/$$file; done
+	@ls -l $(DIST)
+
+# The probes inside the demo's pods are programs of our own.
+$(DIST)/probes: build
+	$(STATIC) -p e2e --bins
+	@for file in demo pod pause bench; do install target/$(TARGET)/release/$$file $(DIST)/$$file; done
+
+demo: $(DIST)/probes
+	$(DIST)/demo $(ARGS)
+
+packages:
+ifeq ($(ROOT),yes)
+	@missing=""; for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	@# The tests start their own servers; the system's would only be in the way.
+	@for service in etcd containerd; do if [ -d /run/systemd/system ]; then systemctl stop $$service 2>/dev/null || true; fi; done
+else
+	@echo "The tests program the kernel and need root: run 'sudo make test'. They use these Debian packages:"; \
+	for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 && echo "  $$package" || echo "  $$package (missing)"; done; exit 1
+endif
+
+test: packages $(DIST)/probes
+	cargo test --locked --workspace
+
+bench: packages $(DIST)/probes
+	$(DIST)/bench $(ARGS)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+
+install: build
+	install -D $(DIST)/flanneld-rs $(DESTDIR)$(PREFIX)/bin/flanneld-rs
+	install -D $(DIST)/cni-plugin $(DESTDIR)$(CNI_BIN)/.cni-plugin
+	mv $(DESTDIR)$(CNI_BIN)/.cni-plugin $(DESTDIR)$(CNI_BIN)/cni-plugin
+	ln -sfn cni-plugin $(DESTDIR)$(CNI_BIN)/flannel-rs
+	install -D -m 644 conf/flanneld-rs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flanneld-rs.service
+
+clean:
+	cargo clean
+	rm -rf $(DIST)
