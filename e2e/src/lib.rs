@@ -1,1 +1,42 @@
-//! End to end.
+//! End to end: "nodes" as network namespaces on one switch, the real executables in them, pods that are real processes,
+//! and probes that measure what the pods see.
+//!
+//! Everything here is held by processes and open files only. Each process dies with the one that started it, so that
+//! nothing outlives a panic, Ctrl-C or SIGKILL of the demo or of a test.
+
+// Starting, killing and measuring processes is what this crate is for; the product's own crates stay under the rule.
+#![allow(clippy::disallowed_methods)]
+
+//CLUSTER pub mod cluster;
+pub mod etcd;
+//CLUSTER pub mod fabric;
+pub mod inside;
+//CLUSTER pub mod node;
+pub mod oracle;
+pub mod pod;
+pub mod probe;
+pub mod process;
+pub mod runner;
+pub mod stream;
+pub mod table;
+pub mod tools;
+pub mod workdir;
+
+/// An error as text for people: the harness never branches on one.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Result of a step of the harness.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Calls `check` until it returns a value, at most for `limit`, and tells what was missing (`check`'s last error) if it
+/// never did. For conditions that nothing announces; the pause between two calls is 2 ms.
+pub fn eventually<T>(limit: std::time::Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = std::time::Instant::now();
+    loop {
+        match check() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > limit => return Err(format!("not within {limit:?}: {error}").into()),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(2)),
+        }
+    }
+}

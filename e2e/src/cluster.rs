@@ -1,0 +1,175 @@
+//! A whole cluster: a fabric, a lease store, nodes.
+
+use crate::Result;
+use crate::etcd::Etcd;
+use crate::fabric::{Fabric, GATEWAY, Host};
+use crate::node::Node;
+use crate::pod::Pod;
+use serde_json::{Value, json};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// How packets travel between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// encapsulated
+    Vxlan,
+    /// routed, the peer node as the next hop
+    HostGw,
+}
+
+/// Where leases are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// the daemon's own, a directory
+    File,
+    /// a real etcd
+    Etcd,
+}
+
+impl FromStr for Backend {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "vxlan" => Ok(Backend::Vxlan),
+            "host-gw" => Ok(Backend::HostGw),
+            _ => Err(format!("unknown backend {text:?}: vxlan or host-gw")),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Backend::Vxlan => "vxlan",
+            Backend::HostGw => "host-gw",
+        })
+    }
+}
+
+impl FromStr for Store {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "file" => Ok(Store::File),
+            "etcd" => Ok(Store::Etcd),
+            _ => Err(format!("unknown store {text:?}: file or etcd")),
+        }
+    }
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Store::File => "file",
+            Store::Etcd => "etcd",
+        })
+    }
+}
+
+/// What kind of cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// how packets travel
+    pub backend: Backend,
+    /// where leases are kept
+    pub store: Store,
+    /// the network configuration without its backend
+    pub network: Value,
+    /// further flags of every daemon
+    pub flags: Vec<String>,
+}
+
+impl Settings {
+    /// 10.42.0.0/16 in /24 subnets, with masquerading.
+    pub fn new(backend: Backend, store: Store) -> Self {
+        let network = json!({"Network": "10.42.0.0/16", "SubnetLen": 24});
+        Settings { backend, store, network, flags: vec!["--ip-masq".into()] }
+    }
+
+    /// flannel's net-conf.json.
+    fn net_conf(&self) -> Value {
+        let mut config = self.network.clone();
+        config["Backend"] = match self.backend {
+            Backend::Vxlan => json!({"Type": "vxlan", "VNI": 1}),
+            Backend::HostGw => json!({"Type": "host-gw"}),
+        };
+        config
+    }
+}
+
+/// A running cluster. Dropping it ends everything in it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// its nodes
+    pub nodes: Vec<Node>,
+    /// the etcd that keeps the leases, if that is the store
+    pub etcd: Option<Etcd>,
+    fabric: Fabric,
+    directory: PathBuf,
+    flags: Vec<String>,
+    /// hosts connected so far, nodes or not
+    hosts: u8,
+}
+
+impl Cluster {
+    /// A fabric and a lease store, without nodes, with its files in `directory`.
+    pub fn new(settings: &Settings, directory: &Path) -> Result<Self> {
+        let fabric = Fabric::new()?;
+        let config = directory.join("net-conf.json");
+        fs::write(&config, settings.net_conf().to_string())?;
+        let mut flags = vec!["--net-config-path".into(), config.display().to_string()];
+        let etcd = match settings.store {
+            Store::File => {
+                flags.extend(["--store-dir".into(), directory.join("store").display().to_string()]);
+                None
+            }
+            Store::Etcd => {
+                let etcd = Etcd::start(fabric.network(), GATEWAY.into(), &directory.join("etcd"))?;
+                flags.extend(["--etcd-endpoints".into(), etcd.endpoint()]);
+                Some(etcd)
+            }
+        };
+        flags.extend(settings.flags.iter().cloned());
+        Ok(Cluster { nodes: Vec::new(), etcd, fabric, directory: directory.into(), flags, hosts: 0 })
+    }
+
+    /// A cluster of `nodes` ready nodes with `pods` pods each.
+    pub fn start(settings: &Settings, directory: &Path, nodes: usize, pods: usize) -> Result<Self> {
+        let mut cluster = Cluster::new(settings, directory)?;
+        for _ in 0..nodes {
+            cluster.add_node()?.start_daemon()?;
+        }
+        for node in &mut cluster.nodes {
+            node.wait_ready()?;
+            for number in 1..=pods {
+                node.add_pod(&format!("{}-pod{number}", node.host.name))?;
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// Connects another node; its daemon is not started.
+    pub fn add_node(&mut self) -> Result<&mut Node> {
+        let name = format!("node{}", self.nodes.len() + 1);
+        let host = self.connect(&name)?;
+        let node = Node::new(host, &self.directory.join(&name), &self.flags)?;
+        self.nodes.push(node);
+        self.nodes.last_mut().ok_or_else(|| "no node".into())
+    }
+
+    /// Connects a host that is no node: the world outside the cluster.
+    pub fn connect(&mut self, name: &str) -> Result<Host> {
+        self.hosts = self.hosts.checked_add(1).filter(|hosts| *hosts < 200).ok_or("the fabric is full")?;
+        self.fabric.connect(name, 10 + self.hosts)
+    }
+
+    /// All pods of all nodes.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.nodes.iter().flat_map(|node| &node.pods)
+    }
+}

@@ -1,0 +1,127 @@
+//! A steady stream of numbered datagrams: how many were lost, and how long nothing came through.
+
+use crate::Result;
+use crate::probe::{PORT, socket_towards};
+use kernel::netns::Netns;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long answers are waited for after the last request.
+const STRAGGLERS: Duration = Duration::from_millis(200);
+
+/// A running stream; [`Stream::stop`] ends it.
+#[derive(Debug)]
+pub struct Stream {
+    done: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Report>>,
+}
+
+/// What became of the packets of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// requests sent
+    pub sent: usize,
+    /// requests without an answer
+    pub lost: usize,
+    /// from the first lost request of a gap to the next answered one, for the longest gap; a gap at the end counts up to
+    /// the last request
+    pub longest_outage: Duration,
+}
+
+impl Stream {
+    /// Starts to ask `target` from inside `network`, once per `interval`; returns after the first answer.
+    pub fn start(network: &Netns, target: IpAddr, interval: Duration) -> Result<Self> {
+        let network = network.try_clone()?;
+        crate::eventually(Duration::from_secs(5), || {
+            crate::probe::ask(&network, target, Duration::from_millis(200)).map(|_| ())
+        })?;
+        let done = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&done);
+        let thread = std::thread::spawn(move || network.run(|| run(target, interval, &end))?);
+        Ok(Stream { done, thread })
+    }
+
+    /// Ends the stream, waits a moment for answers that are on their way, and counts.
+    pub fn stop(self) -> Result<Report> {
+        self.done.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| "the stream's thread panicked")?
+    }
+}
+
+fn run(target: IpAddr, interval: Duration, done: &AtomicBool) -> Result<Report> {
+    let socket = socket_towards(target)?;
+    socket.set_read_timeout(Some(STRAGGLERS))?;
+    let receiver = socket.try_clone()?;
+    let (answered, sent) = std::thread::scope(|scope| {
+        let answered = scope.spawn(|| receive(&receiver, done));
+        let sent = send(&socket, target, interval, done);
+        (answered.join(), sent)
+    });
+    Ok(Report::of(&sent, &answered.map_err(|_| "the receiver panicked")?))
+}
+
+/// The times of all requests; a request that the kernel refused (no route) is one that gets no answer.
+fn send(socket: &UdpSocket, target: IpAddr, interval: Duration, done: &AtomicBool) -> Vec<Instant> {
+    let mut sent = Vec::new();
+    let mut next = Instant::now();
+    while !done.load(Ordering::Relaxed) {
+        let number = sent.len() as u64;
+        sent.push(Instant::now());
+        let _ = socket.send_to(&number.to_be_bytes(), SocketAddr::new(target, PORT));
+        next += interval;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    sent
+}
+
+fn receive(socket: &UdpSocket, done: &AtomicBool) -> Vec<u64> {
+    let mut answered = Vec::new();
+    let mut answer = [0; 64];
+    loop {
+        match socket.recv(&mut answer) {
+            Ok(size) if size > 8 => {
+                answered.extend(answer.first_chunk::<8>().map(|number| u64::from_be_bytes(*number)))
+            }
+            Ok(_) => {}
+            Err(_) if done.load(Ordering::Relaxed) => return answered,
+            Err(_) => {}
+        }
+    }
+}
+
+impl Report {
+    fn of(sent: &[Instant], answered: &[u64]) -> Self {
+        let answered: std::collections::BTreeSet<u64> = answered.iter().copied().collect();
+        let (mut lost, mut longest, mut gap) = (0, Duration::ZERO, None);
+        for (number, at) in (0u64..).zip(sent) {
+            if answered.contains(&number) {
+                longest = longest.max(gap.take().map_or(Duration::ZERO, |since| at.duration_since(since)));
+            } else {
+                lost += 1;
+                gap.get_or_insert(*at);
+            }
+        }
+        if let (Some(since), Some(last)) = (gap, sent.last()) {
+            longest = longest.max(last.duration_since(since));
+        }
+        Report { sent: sent.len(), lost, longest_outage: longest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_losses_and_the_longest_gap() {
+        let start = Instant::now();
+        let sent: Vec<Instant> = (0..10).map(|number| start + Duration::from_millis(10 * number)).collect();
+        let report = Report::of(&sent, &[0, 1, 3, 7, 6, 8, 9]);
+        assert_eq!(report, Report { sent: 10, lost: 3, longest_outage: Duration::from_millis(20) });
+        assert_eq!(Report::of(&sent, &[0]).longest_outage, Duration::from_millis(80));
+        assert_eq!(Report::of(&sent, &(0..10).collect::<Vec<_>>()).longest_outage, Duration::ZERO);
+    }
+}
