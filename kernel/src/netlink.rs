@@ -1,3 +1,115 @@
 //! A small synchronous netlink socket and the kernel nouns spoken over it.
 
+mod address;
+mod bridge;
+mod link;
+mod neighbour;
+mod route;
 pub mod socket;
+mod veth;
+mod vxlan;
+
+pub(crate) use address::{add_address_message, delete_address_message};
+pub(crate) use link::delete_link_message;
+pub use link::{Link, LinkChange, LinkKind};
+pub use neighbour::{FdbEntry, Neighbour};
+pub(crate) use neighbour::{delete_fdb_message, delete_neighbour_message, set_fdb_message, set_neighbour_message};
+pub use route::{RouteEntry, RouteKind, RouteSpec};
+pub(crate) use route::{delete_route_message, route_message};
+pub use veth::VethSpec;
+pub use vxlan::VxlanAttributes;
+
+use crate::netns::{Guard, Netns};
+use crate::{Error, Result};
+use netlink_packet_core::{NlaBuffer, NlasIterator};
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use socket::{Message, Refusal, Socket};
+use std::net::IpAddr;
+
+/// A connection to the kernel's links, addresses, routes and neighbours (rtnetlink(7)) of one network namespace: the one
+/// it was opened in, wherever its thread goes afterwards.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: Socket,
+    netns: Netns,
+}
+
+impl Netlink {
+    /// Connects in the namespace of the calling thread.
+    pub fn open() -> Result<Self> {
+        Ok(Netlink { socket: open_socket(0)?, netns: Netns::current()? })
+    }
+
+    /// Connects in `netns`; the calling thread is back in its own when this returns.
+    pub fn open_in(netns: &Netns) -> Result<Self> {
+        let _inside = netns.enter()?;
+        Netlink::open()
+    }
+
+    /// The namespace of this connection.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Moves the thread into the namespace of this connection, or not at all if it is there already: that would take a
+    /// privilege (CAP_SYS_ADMIN) that a daemon in its own namespace need not have.
+    pub(crate) fn enter(&self) -> Result<Option<Guard>> {
+        if Netns::current()?.id() == self.netns.id() { Ok(None) } else { self.netns.enter().map(Some) }
+    }
+
+    /// Carries out one request.
+    fn request(&mut self, message: Message, operation: impl FnOnce() -> String) -> Result<()> {
+        self.socket.request(message).map_err(|refusal| refused(operation(), refusal))
+    }
+
+    /// Carries out one request; false if it was refused with one of the errnos that say that it is `done` already.
+    fn request_unless(&mut self, message: Message, done: &[Errno], operation: impl FnOnce() -> String) -> Result<bool> {
+        match self.socket.request(message) {
+            Ok(()) => Ok(true),
+            Err(refusal) if done.contains(&refusal.errno) => Ok(false),
+            Err(refusal) => Err(refused(operation(), refusal)),
+        }
+    }
+
+    /// Carries out up to 64 requests in one system call and returns the refusals by index.
+    pub(crate) fn batch(&mut self, messages: &[Message]) -> std::result::Result<Vec<(usize, Refusal)>, Refusal> {
+        self.socket.batch(messages)
+    }
+
+    /// Everything that the kernel answers to a question and that `decode` takes.
+    fn query<T>(
+        &mut self,
+        message: Message,
+        operation: impl FnOnce() -> String,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>> {
+        self.socket
+            .query(message, |found: &mut Vec<T>, _kind, payload| found.extend(decode(payload)))
+            .map_err(|refusal| refused(operation(), refusal))
+    }
+}
+
+pub(crate) fn open_socket(groups: u32) -> Result<Socket> {
+    Socket::subscribe(SockProtocol::NetlinkRoute, groups)
+        .map_err(|errno| Error::new("opening a route netlink socket", errno))
+}
+
+pub(crate) fn refused(operation: String, refusal: Refusal) -> Error {
+    Error::new(operation, refusal.errno).because(refusal.reason)
+}
+
+/// The attributes in `bytes`, up to the first that is malformed. Only those that are wanted get decoded, so that an
+/// attribute of a newer kernel cannot make an object unreadable.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(bytes).map_while(std::result::Result::ok)
+}
+
+/// An address from its bytes in network order; the number of bytes is the family.
+fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}

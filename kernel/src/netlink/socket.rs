@@ -1,6 +1,7 @@
 //! Raw netlink: framing, acknowledgements, dumps and batches. What the messages mean is the business of the nouns
 //! (links, addresses, routes, ...) and of nftables.
 
+use netlink_packet_core::Emitable;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
@@ -9,11 +10,11 @@ use nix::sys::socket::{
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// The answer is one of several (linux/netlink.h).
 pub const NLM_F_MULTI: u16 = 2;
-/// Wants an acknowledgement (linux/netlink.h).
+/// A request to the kernel (linux/netlink.h).
 pub const NLM_F_REQUEST: u16 = 1;
 /// Wants an acknowledgement (linux/netlink.h).
 pub const NLM_F_ACK: u16 = 4;
@@ -43,6 +44,15 @@ pub struct Message {
     pub payload: Vec<u8>,
 }
 
+impl Message {
+    /// A message whose payload is `body` in its wire form.
+    pub(crate) fn encode(kind: u16, flags: u16, body: &impl Emitable) -> Self {
+        let mut payload = vec![0; body.buffer_len()];
+        body.emit(&mut payload);
+        Message { kind, flags, payload }
+    }
+}
+
 /// A refusal by the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -69,11 +79,19 @@ pub struct Socket {
 impl Socket {
     /// Opens and binds a socket of `protocol` (route, netfilter).
     pub fn open(protocol: SockProtocol) -> Result<Self, Errno> {
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        // Both only add information to acknowledgements; a kernel without them is no reason to stop.
-        let _ = set_netlink_option(&fd, libc::NETLINK_EXT_ACK);
-        let _ = set_netlink_option(&fd, libc::NETLINK_CAP_ACK);
+        Socket::subscribe(protocol, 0)
+    }
+
+    /// Opens a socket that also receives the notifications of `groups`, a mask like RTMGRP_LINK. Given to bind, since a
+    /// socket that only joins groups has no address and is told nothing.
+    pub(crate) fn subscribe(protocol: SockProtocol, groups: u32) -> Result<Self, Errno> {
+        let fd = netlink_socket(protocol)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        // These only add information to acknowledgements and let the kernel select what a dump lists; a kernel without
+        // them is no reason to stop, since what a dump lists is looked at again.
+        for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK, libc::NETLINK_GET_STRICT_CHK] {
+            let _ = set_netlink_option(&fd, option);
+        }
         // A batch of many messages answers with as many acknowledgements.
         let _ = setsockopt(&fd, sockopt::RcvBuf, &(4 << 20));
         let _ = setsockopt(&fd, sockopt::SndBuf, &(4 << 20));
@@ -134,9 +152,9 @@ impl Socket {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Sends one request with `flags` and hands every answer (type, payload) to `each`, until the end of the dump, or the
-    /// first answer where the request is no dump. A dump that the kernel reports as interrupted is taken again from the
-    /// start after `restart` was called.
+    /// Sends one request and hands every answer (type, payload) to `each`, until the end of the dump, or the first answer
+    /// where the request is no dump. A dump that the kernel reports as interrupted by a change is taken again from the
+    /// start, with a new `T`; EINTR if that does not help.
     pub fn query<T: Default>(
         &mut self,
         message: Message,
@@ -177,18 +195,8 @@ impl Socket {
 
     fn transmit(&mut self, messages: &[Message], extra: u16) -> Result<u32, Errno> {
         let first = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::with_capacity(messages.iter().map(|message| HEADER + message.payload.len() + 4).sum());
-        for message in messages {
-            self.sequence = self.sequence.wrapping_add(1);
-            let length = u32::try_from(HEADER + message.payload.len()).map_err(|_| Errno::EMSGSIZE)?;
-            bytes.extend_from_slice(&length.to_ne_bytes());
-            bytes.extend_from_slice(&message.kind.to_ne_bytes());
-            bytes.extend_from_slice(&(message.flags | NLM_F_REQUEST | extra).to_ne_bytes());
-            bytes.extend_from_slice(&self.sequence.to_ne_bytes());
-            bytes.extend_from_slice(&0u32.to_ne_bytes());
-            bytes.extend_from_slice(&message.payload);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
+        let bytes = frame(messages, first, extra)?;
+        self.sequence = self.sequence.wrapping_add(u32::try_from(messages.len()).map_err(|_| Errno::EMSGSIZE)?);
         loop {
             match send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()) {
                 Ok(_) => return Ok(first),
@@ -198,15 +206,18 @@ impl Socket {
         }
     }
 
-    fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), Errno> {
+    /// Waits for one datagram and hands its messages (type, flags, sequence, payload) to `each`. Nobody but the kernel
+    /// can have sent them: that takes CAP_NET_ADMIN in the namespace (netlink(7)).
+    pub(crate) fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), Errno> {
         let length = loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
                 Ok(length) => break length,
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         };
-        let mut rest = &self.buffer[..length];
+        // MSG_TRUNC has recv tell the true length, also of what did not fit.
+        let mut rest = self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
         while rest.len() >= HEADER {
             let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
             if size < HEADER || size > rest.len() {
@@ -228,6 +239,29 @@ impl AsFd for Socket {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is the door that the rule points to")]
+fn netlink_socket(protocol: SockProtocol) -> Result<OwnedFd, Errno> {
+    socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
+}
+
+/// The messages in their wire form, numbered from `first`, with `extra` flags on each.
+pub(crate) fn frame(messages: &[Message], first: u32, extra: u16) -> Result<Vec<u8>, Errno> {
+    let mut bytes = Vec::with_capacity(messages.iter().map(|message| HEADER + message.payload.len() + 4).sum());
+    let mut sequence = first;
+    for message in messages {
+        let length = u32::try_from(HEADER + message.payload.len()).map_err(|_| Errno::EMSGSIZE)?;
+        bytes.extend_from_slice(&length.to_ne_bytes());
+        bytes.extend_from_slice(&message.kind.to_ne_bytes());
+        bytes.extend_from_slice(&(message.flags | NLM_F_REQUEST | extra).to_ne_bytes());
+        bytes.extend_from_slice(&sequence.to_ne_bytes());
+        bytes.extend_from_slice(&0u32.to_ne_bytes());
+        bytes.extend_from_slice(&message.payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        sequence = sequence.wrapping_add(1);
+    }
+    Ok(bytes)
+}
+
 fn set_netlink_option(fd: &OwnedFd, option: i32) -> Result<(), Errno> {
     let on: libc::c_int = 1;
     // SAFETY: the pointer and the length describe a live c_int, and the descriptor is open for the length of the call.
@@ -244,7 +278,7 @@ fn set_netlink_option(fd: &OwnedFd, option: i32) -> Result<(), Errno> {
 }
 
 /// The refusal in an NLMSG_ERROR payload, or none if it is a plain acknowledgement.
-fn refusal(flags: u16, payload: &[u8]) -> Option<Refusal> {
+pub(crate) fn refusal(flags: u16, payload: &[u8]) -> Option<Refusal> {
     let code = payload.first_chunk::<4>().map_or(-libc::EBADMSG, |bytes| i32::from_ne_bytes(*bytes));
     (code != 0).then(|| Refusal {
         errno: Errno::from_raw(code.wrapping_neg()),

@@ -1,0 +1,81 @@
+//! Addresses on links.
+
+use super::socket::{Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use super::{Netlink, attributes, ip_address};
+use crate::Result;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::address::{AddressAttribute, AddressHeader, AddressHeaderFlags, AddressMessage};
+use nix::errno::Errno;
+
+/// linux/if_addr.h
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+
+impl Netlink {
+    /// All addresses of both families with the index of their device.
+    pub fn addresses(&mut self) -> Result<Vec<(u32, IpNetwork)>> {
+        self.list_addresses(0, || "listing addresses".into())
+    }
+
+    /// The addresses of one device.
+    pub fn addresses_of(&mut self, index: u32) -> Result<Vec<IpNetwork>> {
+        let mut found = self.list_addresses(index, || format!("listing addresses of link number {index}"))?;
+        found.retain(|(device, _)| *device == index);
+        Ok(found.into_iter().map(|(_, address)| address).collect())
+    }
+
+    fn list_addresses(&mut self, index: u32, operation: impl FnOnce() -> String) -> Result<Vec<(u32, IpNetwork)>> {
+        let mut body = AddressMessage::default();
+        body.header.index = index;
+        self.query(Message::encode(libc::RTM_GETADDR, NLM_F_DUMP, &body), operation, decode)
+    }
+
+    /// Adds an address; having it already is success. An IPv6 address is usable at once (no duplicate detection).
+    pub fn add_address(&mut self, index: u32, address: IpNetwork) -> Result<()> {
+        let operation = || format!("adding address {address} to link number {index}");
+        self.request_unless(add_address_message(index, address), &[Errno::EEXIST], operation).map(drop)
+    }
+
+    /// Removes an address; false if it was gone already.
+    pub fn delete_address(&mut self, index: u32, address: IpNetwork) -> Result<bool> {
+        let gone = [Errno::EADDRNOTAVAIL, Errno::ENOENT, Errno::ENODEV];
+        let operation = || format!("removing address {address} from link number {index}");
+        self.request_unless(delete_address_message(index, address), &gone, operation)
+    }
+}
+
+/// RTM_NEWADDR
+pub(crate) fn add_address_message(index: u32, address: IpNetwork) -> Message {
+    Message::encode(libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &body(index, address, AddressHeaderFlags::Nodad))
+}
+
+/// RTM_DELADDR
+pub(crate) fn delete_address_message(index: u32, address: IpNetwork) -> Message {
+    Message::encode(libc::RTM_DELADDR, 0, &body(index, address, AddressHeaderFlags::empty()))
+}
+
+fn body(index: u32, address: IpNetwork, ipv6_flags: AddressHeaderFlags) -> AddressMessage {
+    let mut body = AddressMessage::default();
+    body.header.family = address.ip().into();
+    body.header.index = index;
+    body.header.prefix_len = address.prefix();
+    // IPv4 has no duplicate detection that could be skipped.
+    body.header.flags = if address.is_ipv6() { ipv6_flags } else { AddressHeaderFlags::empty() };
+    // Local is the address, Address that of a point-to-point peer: the same one where there is no such peer.
+    body.attributes.extend([AddressAttribute::Local(address.ip()), AddressAttribute::Address(address.ip())]);
+    body
+}
+
+fn decode(payload: &[u8]) -> Option<(u32, IpNetwork)> {
+    let header = AddressHeader::parse(payload).ok()?;
+    let (mut local, mut address) = (None, None);
+    for attribute in attributes(payload.get(8..)?) {
+        match attribute.kind() {
+            IFA_LOCAL => local = ip_address(attribute.value()),
+            IFA_ADDRESS => address = ip_address(attribute.value()),
+            _ => {}
+        }
+    }
+    let network = IpNetwork::new(local.or(address)?, header.prefix_len).ok()?;
+    Some((header.index, network))
+}
