@@ -15,6 +15,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
 pub const UPLINK: &str = "eth0";
 const SWITCH: &str = "switch0";
 const LENGTH: u8 = 24;
+/// RTPROT_STATIC of linux/rtnetlink.h
+const STATIC: u8 = 4;
 
 /// A switch in a namespace of its own, which is also a host on it with the address [`GATEWAY`].
 #[derive(Debug)]
@@ -38,7 +40,8 @@ impl Fabric {
     pub fn new() -> Result<Self> {
         let network = Netns::create()?;
         let mut netlink = Netlink::open_in(&network)?;
-        let switch = netlink.create_bridge(SWITCH, Mac::derive(SWITCH), 1500, "")?;
+        netlink.create_bridge(SWITCH, Mac::derive(SWITCH), None, "")?;
+        let switch = netlink.link(SWITCH)?.ok_or("the switch was not made")?.index;
         netlink.add_address(switch, address(GATEWAY)?)?;
         up(&mut netlink, switch)?;
         loopback(&mut netlink)?;
@@ -60,12 +63,13 @@ impl Fabric {
         switch.create_veth(&VethSpec {
             name,
             alias: "",
-            mac: Mac::derive(&format!("port of {name}")),
-            mtu: 1500,
+            mac: None,
+            mtu: None,
             master: Some(port),
+            hairpin: false,
             up: true,
             peer_name: UPLINK,
-            peer_mac: Mac::derive(name),
+            peer_mac: None,
             peer_netns: &host.network,
         })?;
         let mut netlink = Netlink::open_in(&host.network)?;
@@ -73,8 +77,9 @@ impl Fabric {
         let uplink = netlink.link(UPLINK)?.ok_or("the cable has no end in the host")?.index;
         netlink.add_address(uplink, address(host.address)?)?;
         up(&mut netlink, uplink)?;
-        let default = IpNetwork::V4(Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0)?);
-        netlink.replace_route(&RouteSpec { dst: default, via: Some(GATEWAY.into()), ..RouteSpec::default() })?;
+        // An administrator's route, not one of the daemon's, which it would remove.
+        let route = RouteSpec { via: Some(GATEWAY.into()), protocol: STATIC, ..RouteSpec::default() };
+        netlink.replace_route(&route)?;
         Ok(host)
     }
 }

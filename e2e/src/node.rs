@@ -132,7 +132,11 @@ impl Node {
     /// The variables of the subnet file that the daemon wrote.
     pub fn subnet_file(&self) -> Result<BTreeMap<String, String>> {
         let text = fs::read_to_string(self.directory.join("run/subnet.env"))?;
-        Ok(text.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect())
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect())
     }
 
     /// Starts a pod and attaches it.

@@ -260,7 +260,7 @@ fn the_same_id_can_return(stack: &Stack) {
     for _ in 0..5 {
         stack.del(&attachment);
         let result = stack.runtime.add(&stack.network, &attachment).unwrap();
-        let gateway = GATEWAY.parse().unwrap();
+        let gateway: IpAddr = GATEWAY.parse().unwrap();
         assert_eq!(ask(stack.node(), first_address(&result).unwrap(), SECOND).unwrap().seen, gateway);
     }
 }
