@@ -1,1 +1,137 @@
 //! nftables through netlink: a table is a value, replaced atomically; no `nft` executable is involved.
+//!
+//! One table holds one concern. Its chains and rules are static, what changes often are elements of its sets and maps.
+//! Whether the kernel still holds what we programmed is asked with [`Nft::is_intact`], so that a pass over an unchanged
+//! node writes nothing.
+
+mod attribute;
+mod element;
+mod encode;
+mod expression;
+mod observe;
+mod set;
+mod shape;
+mod table;
+mod text;
+
+pub use set::{Element, Field, Set, Value};
+pub use table::{
+    Action, Chain, ConntrackState, Family, Hook, HookKind, HookPoint, Interface, Match, Policy, Protocol, Rule, Table,
+};
+
+use crate::netlink::socket::Socket;
+use crate::netns::Netns;
+use crate::{Error, Result};
+use encode::Step;
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+
+/// A connection to the nftables of one network namespace.
+///
+/// Keep it open as long as there is work: the kernel makes the closing of any nfnetlink socket wait for the memory of
+/// deleted objects (an RCU grace period, 6 to 14 ms).
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+}
+
+impl Nft {
+    /// Connects to the nftables of the namespace that the calling thread is in.
+    pub fn open() -> Result<Self> {
+        match Socket::open(SockProtocol::NetlinkNetFilter) {
+            Ok(socket) => Ok(Nft { socket }),
+            Err(errno) => {
+                let error = Error::new("opening an nftables socket", errno);
+                Err(match errno {
+                    Errno::EPROTONOSUPPORT => error.because("the kernel lacks nfnetlink: load the module nf_tables"),
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    /// Connects to the nftables of `namespace`.
+    pub fn open_in(namespace: &Netns) -> Result<Self> {
+        let _inside = namespace.enter()?;
+        Nft::open()
+    }
+
+    /// Makes the kernel's table equal to `table` in one transaction: no packet meets a missing or half-built table.
+    /// Counters and elements that were not part of `table` are gone afterwards.
+    ///
+    /// Fails with EINVAL if the value contradicts itself (a rule names a set that the table lacks, an IPv6 prefix in an
+    /// `ip` table), before anything is sent.
+    pub fn replace(&mut self, table: &Table) -> Result<()> {
+        let steps = encode::replacement(table)?;
+        self.commit(steps)
+    }
+
+    /// Brings the kernel's table to `table` if it differs, and says whether it did.
+    pub fn ensure(&mut self, table: &Table) -> Result<bool> {
+        if self.is_intact(table)? {
+            return Ok(false);
+        }
+        self.replace(table)?;
+        Ok(true)
+    }
+
+    /// Whether the kernel holds exactly the chains, rules, sets and elements that [`Nft::replace`] would program. Reads only.
+    pub fn is_intact(&mut self, table: &Table) -> Result<bool> {
+        let wanted = shape::Shape::of(table)?;
+        Ok(observe::observe(&mut self.socket, table)?.is_some_and(|found| found == wanted))
+    }
+
+    /// Removes a table with everything in it, and says whether it was there.
+    pub fn delete(&mut self, family: Family, name: &str) -> Result<bool> {
+        match self.commit(vec![encode::delete_table(family, name)]) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno == Errno::ENOENT => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds elements to the set or map `set` of `table`, which describes the set; elements that are there already are fine.
+    /// All are added or none.
+    ///
+    /// Fails with EBUSY or EEXIST if a map has one of the keys with other data, with ENOTEMPTY if a prefix overlaps one in
+    /// the set, and with ENOENT if the kernel has no such table or set.
+    pub fn add_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> Result<()> {
+        let steps = encode::add_elements(table, set, elements)?;
+        self.commit(steps)
+    }
+
+    /// Removes elements from the set or map `set` of `table`; what is gone already (the table, too) is fine.
+    pub fn remove_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> Result<()> {
+        let steps = encode::remove_elements(table, set, elements)?;
+        match self.commit(steps) {
+            Err(error) if error.errno == Errno::ENOENT && elements.len() > 1 => {}
+            Err(error) if error.errno == Errno::ENOENT => return Ok(()),
+            other => return other,
+        }
+        // One that was missing undid the removal of all others: each gets a transaction of its own.
+        for element in elements {
+            self.remove_elements(table, set, std::slice::from_ref(element))?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, steps: Vec<Step>) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let (messages, subjects) = encode::transaction(steps);
+        self.socket.transaction(&messages).map_err(|(index, refusal)| {
+            let subject = subjects.get(index).cloned().unwrap_or_default();
+            let reason = match refusal.errno {
+                _ if !refusal.reason.is_empty() => refusal.reason,
+                // The kernel answers so when it has no such kind of expression, chain or subsystem.
+                Errno::ENOENT | Errno::EOPNOTSUPP => "something it names is missing, or the kernel lacks a feature: \
+                    load nf_tables, nft_chain_nat, nft_masq, nft_ct, nft_fib_ipv4 and nft_fib_ipv6"
+                    .into(),
+                Errno::EMSGSIZE => "the transaction is larger than the socket's buffer: raise net.core.wmem_max".into(),
+                _ => String::new(),
+            };
+            Error::new(subject, refusal.errno).because(reason)
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! The kernel's own account of a table.
+
+use super::Table;
+use super::attribute::{Attributes, attributes, find, number, text};
+use super::element::Encoded;
+use super::encode::{ELEMENT_END, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE};
+use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, describe, header, kind};
+use super::shape::{ChainShape, SetShape, Shape};
+use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
+use crate::{Error, Result};
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+
+/// What the kernel has under the name of `table`, or none. Chains and sets are looked for by the names that `table` has; that
+/// there are others shows in the number of objects. So the cost does not depend on the tables of others.
+pub(super) fn observe(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
+    let content = Attributes::after(&header(table.family)).text(1, &table.name);
+    let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
+        *found = Some((number(payload, 2).unwrap_or(0), number(payload, 3).unwrap_or(0)));
+    })?
+    else {
+        return Ok(None);
+    };
+    let mut shape = Shape { flags, objects, ..Shape::default() };
+    for chain in &table.chains {
+        let content = Attributes::after(&header(table.family)).text(1, &table.name).text(3, &chain.name);
+        let found: Option<ChainShape> = read(socket, table, GET_CHAIN, NEW_CHAIN, 0, content, |found, payload| {
+            *found = Some(chain_found(payload))
+        })?;
+        if let Some(found) = found {
+            shape.chains.insert(chain.name.clone(), found);
+        }
+    }
+    for (chain, rules) in rules(socket, table)? {
+        shape.chains.entry(chain).or_default().rules = rules;
+    }
+    shape.sets = sets(socket, table)?;
+    for name in table.sets.keys() {
+        if let Some(set) = shape.sets.get_mut(name) {
+            let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, name);
+            set.elements = read(
+                socket,
+                table,
+                GET_ELEMENT,
+                NEW_ELEMENT,
+                NLM_F_DUMP,
+                content,
+                |found: &mut std::collections::BTreeSet<Encoded>, payload| {
+                    let list = find(payload, 3).unwrap_or_default();
+                    found.extend(attributes(list).map(|(_, element)| element_found(element)));
+                },
+            )?;
+        }
+    }
+    Ok(Some(shape))
+}
+
+fn rules(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Vec<Option<String>>>> {
+    let content = Attributes::after(&header(table.family)).text(1, &table.name);
+    read(socket, table, GET_RULE, NEW_RULE, NLM_F_DUMP, content, |found, payload| {
+        // Old kernels ignore the name and answer with the rules of all tables.
+        if text(payload, 1).is_some_and(|name| name == table.name) {
+            let rules: &mut Vec<_> = BTreeMap::entry(found, text(payload, 2).unwrap_or_default()).or_default();
+            rules.push(find(payload, 7).and_then(note));
+        }
+    })
+}
+
+fn sets(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, SetShape>> {
+    let content = Attributes::after(&header(table.family)).text(1, &table.name);
+    read(socket, table, GET_SET, NEW_SET, NLM_F_DUMP, content, |found, payload| {
+        if text(payload, 1).is_some_and(|name| name == table.name) {
+            let of = |kind| number(payload, kind).unwrap_or(0);
+            let set = SetShape { flags: of(3), key: (of(4), of(5)), data: (of(6), of(7)), ..SetShape::default() };
+            BTreeMap::insert(found, text(payload, 2).unwrap_or_default(), set);
+        }
+    })
+}
+
+fn chain_found(payload: &[u8]) -> ChainShape {
+    let hook = find(payload, 4).map(|hook| {
+        let priority =
+            find(hook, 2).and_then(|value| value.first_chunk()).map_or(0, |value| i32::from_be_bytes(*value));
+        let policy = number(payload, 5).unwrap_or(u32::MAX);
+        (text(payload, 7).unwrap_or_default(), number(hook, 1).unwrap_or(u32::MAX), priority, policy)
+    });
+    ChainShape { hook, rules: Vec::new() }
+}
+
+fn element_found(element: &[u8]) -> Encoded {
+    let value = |kind| find(element, kind).and_then(|data| find(data, 1)).unwrap_or_default().to_vec();
+    Encoded { key: value(1), data: value(2), end: number(element, 3).unwrap_or(0) & ELEMENT_END != 0 }
+}
+
+/// The comment in a rule's user data (libnftnl's form: type 0, length, text with NUL).
+fn note(bytes: &[u8]) -> Option<String> {
+    let mut rest = bytes;
+    while let [kind, length, tail @ ..] = rest {
+        let value = tail.get(..usize::from(*length))?;
+        if *kind == 0 {
+            return Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned());
+        }
+        rest = tail.get(usize::from(*length)..)?;
+    }
+    None
+}
+
+/// One question to the kernel. An object that does not exist leaves the answer empty; a chain, a set or the whole table can
+/// go while we read.
+fn read<T: Default>(
+    socket: &mut Socket,
+    table: &Table,
+    question: u16,
+    answer: u16,
+    flags: u16,
+    content: Attributes,
+    mut each: impl FnMut(&mut T, &[u8]),
+) -> Result<T> {
+    let message = Message { kind: kind(question), flags, payload: content.finish() };
+    let result = socket.query(message, |found, kind_found, payload| {
+        // Behind the family header.
+        if kind_found == kind(answer)
+            && let Some(payload) = payload.get(4..)
+        {
+            each(found, payload);
+        }
+    });
+    match result {
+        Ok(found) => Ok(found),
+        Err(refusal) if refusal.errno == Errno::ENOENT => Ok(T::default()),
+        Err(refusal) => Err(Error::new(format!("reading {}", describe(table)), refusal.errno).because(refusal.reason)),
+    }
+}
