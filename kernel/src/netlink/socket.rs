@@ -7,7 +7,9 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
     sockopt,
 };
+use nix::sys::time::TimeVal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 const HEADER: usize = 16;
 pub(crate) const NLMSG_ERROR: u16 = 2;
@@ -96,6 +98,14 @@ impl Socket {
         let _ = setsockopt(&fd, sockopt::RcvBuf, &(4 << 20));
         let _ = setsockopt(&fd, sockopt::SndBuf, &(4 << 20));
         Ok(Socket { fd, sequence: 0, buffer: vec![0; 256 << 10] })
+    }
+
+    /// Has receiving give up with EAGAIN after this long (at least a microsecond).
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> Result<(), Errno> {
+        let timeout = timeout.max(Duration::from_micros(1));
+        let seconds = libc::time_t::try_from(timeout.as_secs()).map_err(|_| Errno::EDOM)?;
+        let value = TimeVal::new(seconds, timeout.subsec_micros().into());
+        setsockopt(&self.fd, sockopt::ReceiveTimeout, &value)
     }
 
     /// Sends one request and waits for its acknowledgement.

@@ -1,0 +1,107 @@
+//! Deletion of links in the background.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must fail")]
+
+use kernel::detached;
+use kernel::netlink::{LinkChange, Netlink, VethSpec};
+use kernel::netns::Netns;
+use kernel::{Mac, VxlanLink};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{pipe2, read};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A child of one test would hold the pipe of another for the moment until it has closed everything.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fresh() -> (Netns, Netlink) {
+    let netns = Netns::create().expect("these tests make network namespaces: run them as root, or in a user namespace");
+    let netlink = Netlink::open_in(&netns).unwrap();
+    (netns, netlink)
+}
+
+#[test]
+fn a_link_is_gone_at_both_ends_on_return_and_its_name_is_free() {
+    let _alone = alone();
+    let (_, mut host) = fresh();
+    let (netns, mut pod) = fresh();
+    host.create_bridge("cbr0", Mac::derive("bridge"), None, "").unwrap();
+    let master = Some(host.link("cbr0").unwrap().unwrap().index);
+    let spec = VethSpec {
+        name: "veth0",
+        alias: "",
+        mac: None,
+        mtu: None,
+        master,
+        hairpin: true,
+        up: true,
+        peer_name: "eth0",
+        peer_mac: None,
+        peer_netns: &netns,
+    };
+    for _ in 0..20 {
+        host.create_veth(&spec).expect("the name is free again");
+        let peer = pod.link("eth0").unwrap().unwrap();
+        pod.set_link(peer.index, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
+        assert!(detached::delete_link(&mut host, "veth0").unwrap());
+        assert_eq!((host.link("veth0").unwrap(), pod.link("eth0").unwrap()), (None, None));
+    }
+    assert!(!detached::delete_link(&mut host, "veth0").unwrap(), "gone already");
+}
+
+#[test]
+fn nobody_waits_for_the_child() {
+    let _alone = alone();
+    let (netns, mut host) = fresh();
+    let spec = VethSpec {
+        name: "veth0",
+        alias: "",
+        mac: None,
+        mtu: None,
+        master: None,
+        hairpin: false,
+        up: false,
+        peer_name: "veth1",
+        peer_mac: None,
+        peer_netns: &netns,
+    };
+    host.create_veth(&spec).unwrap();
+    // As a runtime's pipe would be: inherited by whatever this process starts.
+    let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+    assert!(detached::delete_link(&mut host, "veth0").unwrap());
+    drop(writer);
+    let mut byte = [0];
+    // EAGAIN would mean that somebody still holds the other end.
+    assert_eq!(read(&reader, &mut byte), Ok(0));
+}
+
+#[test]
+fn a_refusal_is_told() {
+    let _alone = alone();
+    let (_, mut host) = fresh();
+    let error = detached::delete_link(&mut host, "lo").unwrap_err();
+    assert_eq!(error.errno, Errno::EOPNOTSUPP, "{error}");
+    assert!(error.to_string().contains("deleting link lo"), "{error}");
+}
+
+#[test]
+fn a_vxlan_device_goes_too() {
+    let _alone = alone();
+    let (_, mut host) = fresh();
+    host.create_bridge("up0", Mac::derive("up0"), None, "").unwrap();
+    let link = VxlanLink {
+        vni: 1,
+        port: 8472,
+        underlay: "up0".into(),
+        local: "192.0.2.1".parse().unwrap(),
+        mac: Mac::derive("flannel.1"),
+        mtu: 1450,
+        learning: false,
+        gbp: false,
+    };
+    host.create_vxlan("flannel.1", &link, "").unwrap();
+    assert!(detached::delete_link(&mut host, "flannel.1").unwrap());
+    assert_eq!(host.link("flannel.1").unwrap(), None);
+}
