@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-pub use wire::{MAX_VALUE_BYTES, Malformed};
+pub use wire::{MAX_VALUE_BYTES, Malformed, parse_key};
 
 /// The subnets of one lease, at least one, without host bits. They are its identity.
 pub type Subnets = PerFamily<IpNetwork>;

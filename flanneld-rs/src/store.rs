@@ -1,24 +1,22 @@
 //! Where the cluster keeps its leases. One trait, a file store and an etcd store, one set of contract tests.
 
 mod choice;
-pub mod etcd;
-pub mod file;
+mod etcd;
+mod file;
+mod snapshot;
 
 use crate::family::PerFamily;
-use crate::lease::{Announcement, Lease, LeaseTable};
+use crate::lease::{Announcement, Lease};
 use crate::network_config::NetworkConfig;
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
+pub use snapshot::{Contact, LeaseWatch, Snapshot};
 
 /// How long a lease lives without renewal: flannel's 24 hours, so that both implementations give up a dead node alike.
 pub const LEASE_TTL: Duration = Duration::from_secs(86_400);
@@ -93,54 +91,6 @@ impl fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
-
-/// All that the store holds, at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// the last complete list; kept while the store is away; none: there was none yet
-    pub leases: Option<Arc<LeaseTable>>,
-    /// entries that are no leases, and why: by key
-    pub skipped: Arc<BTreeMap<String, String>>,
-    /// is the list up to date?
-    pub contact: Contact,
-}
-
-/// Whether a watch hears from its store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Contact {
-    /// No answer so far.
-    #[default]
-    Starting,
-    /// Changes arrive as they happen.
-    Live,
-    /// The list is from before this moment.
-    Down {
-        /// when contact was lost
-        since: SystemTime,
-        /// the last error
-        why: String,
-    },
-}
-
-/// A running watch: complete snapshots, the newest only. The task behind it ends when this is dropped.
-#[derive(Debug)]
-pub struct LeaseWatch {
-    snapshots: watch::Receiver<Snapshot>,
-    task: JoinHandle<()>,
-}
-
-impl LeaseWatch {
-    /// A receiver of snapshots. It is woken only when something has changed in them.
-    pub fn receiver(&self) -> watch::Receiver<Snapshot> {
-        self.snapshots.clone()
-    }
-}
-
-impl Drop for LeaseWatch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
 
 /// What every store can do. The contract is in `tests/store_contract.rs`.
 pub trait LeaseStore {

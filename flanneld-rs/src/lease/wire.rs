@@ -44,7 +44,10 @@ impl Lease {
 }
 
 /// Parses the last part of a lease's key; the reverse of [`key`].
-pub(super) fn parse_key(text: &str) -> Result<Subnets, Malformed> {
+///
+/// # Errors
+/// In words.
+pub fn parse_key(text: &str) -> Result<Subnets, Malformed> {
     if text.len() > MAX_KEY_BYTES {
         return Err(Malformed(format!("the key has {} bytes", text.len())));
     }

@@ -1,0 +1,189 @@
+//! The directory on disk: bounded reads, atomic writes, one lock.
+
+use super::record::{Entry, Record};
+use crate::lease::{MAX_VALUE_BYTES, Malformed};
+use crate::network_config;
+use crate::store::StoreError;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+/// More files than this in one directory are not looked at: no pool of sane size has as many subnets.
+const MAX_ENTRIES: usize = 100_000;
+/// How long another daemon may hold the lock. It takes milliseconds; a suspended process holds it for ever.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where the leases are.
+#[derive(Clone, Debug)]
+pub(super) struct Directory(PathBuf);
+
+impl fmt::Display for Directory {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.0.display())
+    }
+}
+
+impl Directory {
+    pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
+        let own = Self(path);
+        let usable = own.create().and_then(|()| own.lock_file().map(drop));
+        usable.map_err(|error| match error {
+            StoreError::Unavailable(text) => {
+                StoreError::Invalid(format!("{text} (the daemon must be able to write its lease directory)"))
+            }
+            other => other,
+        })?;
+        Ok(own)
+    }
+
+    /// Where the lease files are.
+    pub(super) fn subnets(&self) -> PathBuf {
+        self.0.join("subnets")
+    }
+
+    /// Makes what is missing of the directories.
+    pub(super) fn create(&self) -> Result<(), StoreError> {
+        let subnets = self.subnets();
+        fs::create_dir_all(&subnets).map_err(|error| failed("making directory", &subnets, &error))
+    }
+
+    fn lock_file(&self) -> Result<File, StoreError> {
+        let path = self.0.join("lock");
+        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        opened.map_err(|error| failed("opening", &path, &error))
+    }
+
+    /// Waits for the right to change leases. It ends when the guard is dropped, or with the process.
+    pub(super) fn lock(&self) -> Result<Flock<File>, StoreError> {
+        self.create()?;
+        let mut file = self.lock_file()?;
+        let start = Instant::now();
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((file, Errno::EAGAIN)) if start.elapsed() < LOCK_PATIENCE => file,
+                Err((_, errno)) => {
+                    return Err(StoreError::Unavailable(format!(
+                        "locking {}: {errno} (does a suspended daemon hold it? see /proc/locks)",
+                        self.0.join("lock").display()
+                    )));
+                }
+            };
+            // flock has no form with a time limit.
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    }
+
+    pub(super) fn network_config(&self) -> Result<String, StoreError> {
+        let path = self.0.join("config");
+        let missing = || {
+            StoreError::Unavailable(format!(
+                "{} is not there yet: write the network configuration to it, or name a file with --net-config-path",
+                path.display()
+            ))
+        };
+        let (text, _) = read_bounded(&path, network_config::MAX_BYTES)
+            .map_err(|error| failed("reading", &path, &error))?
+            .ok_or_else(missing)?;
+        String::from_utf8(text).map_err(|_| StoreError::Invalid(format!("{} is no UTF-8 text", path.display())))
+    }
+
+    /// All lease files, parsed or not.
+    pub(super) fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        let subnets = self.subnets();
+        let listing = |error: io::Error| failed("listing", &subnets, &error);
+        let mut entries = Vec::new();
+        for file in fs::read_dir(&subnets).map_err(listing)? {
+            let name = file.map_err(listing)?.file_name();
+            if entries.len() == MAX_ENTRIES {
+                return Err(StoreError::Unavailable(format!(
+                    "{} has more than {MAX_ENTRIES} files: remove those that are no leases",
+                    subnets.display()
+                )));
+            }
+            match name.to_str() {
+                // Renamed or removed since the directory was read.
+                Some(key) => entries.extend(self.read(key)?),
+                None => entries.push(Entry {
+                    key: name.to_string_lossy().into_owned(),
+                    record: Err(Malformed("its name is no text".into())),
+                    modified: SystemTime::UNIX_EPOCH,
+                }),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// One lease file. None: there is none. What is no readable file is a malformed entry, which hides no other.
+    pub(super) fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let path = self.subnets().join(key);
+        let entry = |record, modified| Some(Entry { key: key.to_owned(), record, modified });
+        match read_bounded(&path, MAX_VALUE_BYTES) {
+            Ok(None) => Ok(None),
+            Ok(Some((text, modified))) => Ok(entry(Record::parse(key, &text), modified)),
+            Err(error) if is_shortage(&error) => Err(failed("reading", &path, &error)),
+            Err(error) => Ok(entry(Err(Malformed(in_words(&error))), SystemTime::now())),
+        }
+    }
+
+    /// Puts a lease file in place, whole or not at all. The lock must be held.
+    pub(super) fn write(&self, key: &str, text: &str) -> Result<(), StoreError> {
+        // Beside the lease directory, so that no list or notification ever shows it; one name, since only the holder of
+        // the lock writes.
+        let (new, path) = (self.0.join(".writing"), self.subnets().join(key));
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            // Else a power failure may leave the new name with no content.
+            file.sync_all()
+        });
+        written.and_then(|()| fs::rename(&new, &path)).map_err(|error| failed("writing", &path, &error))
+    }
+
+    /// Removes a lease file. The lock must be held.
+    pub(super) fn remove(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.subnets().join(key);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("removing", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A regular file's bytes and time of change. None: it does not exist.
+fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, SystemTime)>> {
+    // Opening a FIFO that somebody put there must not wait for its writer.
+    let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
+    let file = match opened {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(Some((bytes, metadata.modified()?)))
+}
+
+/// The machine, not the file, is at fault: the same file may be readable later.
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EIO | Errno::ESTALE))
+}
+
+fn in_words(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |number| Errno::from_raw(number).to_string())
+}
+
+fn failed(doing: &str, path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Unavailable(format!("{doing} {}: {}", path.display(), in_words(error)))
+}
