@@ -1,0 +1,193 @@
+//! Plugin configurations: a value that parses is ready for use.
+
+use cni_spec::{Arguments, CniError, Code, NetworkConfig, Route};
+use ipam::host_local::HostLocal;
+use ipam::subnet_env::{DEFAULT_PATH, SubnetEnv};
+use ipnetwork::IpNetwork;
+use kernel::Mac;
+use std::path::{Path, PathBuf};
+
+/// Longest interface name (IFNAMSIZ less the terminating zero, linux/if.h).
+const LONGEST_NAME: usize = 15;
+
+/// Who configures the bridge: we natively, or a conflist written for the reference `bridge` plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// `type: flannel-rs`: everything follows from the daemon's subnet file
+    FlannelRs,
+    /// `type: bridge`: the reference plugin's keys and defaults
+    Bridge,
+}
+
+/// What the bridge is to the pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Gateway {
+    /// a switch only
+    None,
+    /// it carries the gateway address
+    Address,
+    /// and pods have their default route over it
+    DefaultRoute,
+}
+
+/// What to do about an address of the same family that the bridge has already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StaleAddress {
+    /// fail, as the reference plugin does without `forceAddress`
+    Refuse,
+    /// replace it
+    Replace,
+    /// replace it unless pods are still attached, which then go on beside the new ones
+    ReplaceWhenIdle,
+}
+
+/// A configuration that ADD and CHECK can work with.
+#[derive(Clone, Debug)]
+pub(crate) struct PluginConfig {
+    /// name of the bridge
+    pub(crate) bridge: String,
+    /// role of the bridge
+    pub(crate) gateway: Gateway,
+    /// policy for other addresses on the bridge
+    pub(crate) stale: StaleAddress,
+    /// MTU in bytes of bridge and veth; none: the kernel's default
+    pub(crate) mtu: Option<u32>,
+    /// frames may leave through the port they came in by
+    pub(crate) hairpin: bool,
+    /// MAC of the pod's interface, if asked for
+    pub(crate) mac: Option<Mac>,
+    /// address management; none: a plain layer 2 attachment
+    pub(crate) ipam: Option<HostLocal>,
+}
+
+impl PluginConfig {
+    /// Parses everything that an ADD needs.
+    pub(crate) fn parse(dialect: Dialect, config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
+        match dialect {
+            Dialect::FlannelRs => Self::flannel_rs(config, args),
+            Dialect::Bridge => Self::bridge(config, args),
+        }
+    }
+
+    fn flannel_rs(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
+        let path = config.field("subnetFile").string()?.map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from);
+        let env = subnet_env(&path)?;
+        let gateway = match config.field("isDefaultGateway").bool()? {
+            Some(false) => Gateway::Address,
+            _ => Gateway::DefaultRoute,
+        };
+        // With a default route over the bridge the cluster's own networks need no routes of their own.
+        let routes = match gateway {
+            Gateway::DefaultRoute => Vec::new(),
+            _ => env.networks().map(route_to).collect(),
+        };
+        let ipam = HostLocal::for_subnets(config, args, env.subnets(), routes)?;
+        Ok(PluginConfig {
+            bridge: bridge_name(Dialect::FlannelRs, config)?,
+            gateway,
+            stale: StaleAddress::ReplaceWhenIdle,
+            mtu: mtu(config)?.or(Some(env.mtu)),
+            hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
+            mac: requested_mac(config, args)?,
+            ipam: Some(ipam),
+        })
+    }
+
+    fn bridge(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
+        // Better no pod than one that silently lacks what its network promises.
+        for key in ["ipMasq", "promiscMode", "macspoofchk", "portIsolation", "disableContainerInterface"] {
+            if config.field(key).bool()? == Some(true) {
+                return Err(unsupported(key));
+            }
+        }
+        if config.field("vlan").number::<u16>()?.unwrap_or(0) != 0 || config.field("vlanTrunk").value().is_some() {
+            return Err(unsupported("vlan"));
+        }
+        let is = |key: &str| Ok::<_, CniError>(config.field(key).bool()?.unwrap_or(false));
+        let gateway = match (is("isGateway")?, is("isDefaultGateway")?) {
+            (_, true) => Gateway::DefaultRoute,
+            (true, false) => Gateway::Address,
+            (false, false) => Gateway::None,
+        };
+        Ok(PluginConfig {
+            bridge: bridge_name(Dialect::Bridge, config)?,
+            gateway,
+            stale: if is("forceAddress")? { StaleAddress::Replace } else { StaleAddress::Refuse },
+            mtu: mtu(config)?,
+            hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
+            mac: requested_mac(config, args)?,
+            ipam: ipam_of(config)?.then(|| HostLocal::parse(config, args)).transpose()?,
+        })
+    }
+}
+
+/// Reads the daemon's subnet file; a node that is not ready says so with the runtime's own "not available".
+pub(crate) fn subnet_env(path: &Path) -> Result<SubnetEnv, CniError> {
+    SubnetEnv::read(path).map_err(|error| CniError::new(Code::TryAgain, error.to_string()))
+}
+
+/// Where the attachments of `config` have their addresses recorded: all that DEL and GC need, whatever else the
+/// configuration has become in the meantime. None: the network has no address management.
+pub(crate) fn ledger(dialect: Dialect, config: &NetworkConfig) -> Result<Option<PathBuf>, CniError> {
+    let dir = match dialect {
+        Dialect::FlannelRs => config.field("dataDir"),
+        Dialect::Bridge if ipam_of(config)? => config.field("ipam").field("dataDir")?,
+        Dialect::Bridge => return Ok(None),
+    };
+    Ok(Some(dir.string()?.map_or_else(|| PathBuf::from(ipam::host_local::DEFAULT_DATA_DIR), PathBuf::from)))
+}
+
+/// The bridge of `config`, also where the rest of it is unusable.
+pub(crate) fn bridge_name(dialect: Dialect, config: &NetworkConfig) -> Result<String, CniError> {
+    let field = config.field("bridge");
+    let Some(name) = field.string()? else {
+        return Ok(match dialect {
+            Dialect::FlannelRs => "cbr0".into(),
+            Dialect::Bridge => "cni0".into(),
+        });
+    };
+    let legal = name.len() <= LONGEST_NAME
+        && !matches!(name, "." | "..")
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':'));
+    if legal { Ok(name.into()) } else { Err(field.wanted("an interface name of at most 15 bytes")) }
+}
+
+/// Whether addresses are managed here (`host-local`) or not at all (no `ipam`).
+fn ipam_of(config: &NetworkConfig) -> Result<bool, CniError> {
+    let field = config.field("ipam");
+    match field.field("type")?.string()? {
+        Some("host-local") => Ok(true),
+        None if field.object()?.is_none_or(serde_json::Map::is_empty) => Ok(false),
+        other => Err(CniError::new(
+            Code::UnsupportedField,
+            format!("ipam.type {:?} is not built in yet: use host-local", other.unwrap_or_default()),
+        )),
+    }
+}
+
+fn route_to(dst: IpNetwork) -> Route {
+    Route { dst, gw: None, mtu: None, advmss: None, priority: None, table: None, scope: None }
+}
+
+/// A configured MTU; 0 means none, as upstream.
+fn mtu(config: &NetworkConfig) -> Result<Option<u32>, CniError> {
+    // The kernel takes MTUs up to 65535 (ETH_MAX_MTU).
+    Ok(config.field("mtu").number::<u16>()?.filter(|mtu| *mtu != 0).map(u32::from))
+}
+
+/// A MAC from `runtimeConfig.mac` (capability `mac`) or `CNI_ARGS MAC=`.
+fn requested_mac(config: &NetworkConfig, args: &Arguments) -> Result<Option<Mac>, CniError> {
+    if let Some(mac) = config.field("runtimeConfig").field("mac")?.parsed::<Mac>()? {
+        return Ok(Some(mac));
+    }
+    let Some(mac) = args.get("MAC").filter(|mac| !mac.is_empty()) else { return Ok(None) };
+    let invalid = |error| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS MAC: {error}"));
+    mac.parse().map(Some).map_err(invalid)
+}
+
+fn unsupported(key: &str) -> CniError {
+    CniError::new(
+        Code::UnsupportedField,
+        format!("{key} in the network configuration is not built yet: leave it out, or keep the reference bridge plugin"),
+    )
+}

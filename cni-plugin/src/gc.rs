@@ -1,0 +1,36 @@
+//! GC: releases every attachment of the network that the runtime does not list as valid. What exists is read from the
+//! kernel (links that carry our mark) and from the ledger; neither needs the other.
+
+use crate::attachment;
+use crate::bridge::kernel_error;
+use crate::config::{self, Dialect};
+use crate::teardown::Failures;
+use cni_spec::{AttachmentId, CniError, NetworkConfig};
+use ipam::host_local;
+use kernel::netlink::Netlink;
+use std::collections::BTreeSet;
+
+/// Collects what no valid attachment owns: links, then neighbour entries, then addresses.
+pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
+    let bridge = config::bridge_name(dialect, config)?;
+    let ledger = config::ledger(dialect, config)?;
+    let mut failures = Failures::default();
+    let mut host = Netlink::open().map_err(kernel_error)?;
+
+    let living: BTreeSet<String> = valid.iter().map(attachment::host_veth).collect();
+    let mark = attachment::alias_prefix(&config.name);
+    for link in host.links().map_err(kernel_error)? {
+        if link.alias.starts_with(&mark) && !living.contains(&link.name) {
+            failures.note(host.delete_link(&link.name));
+        }
+    }
+    let Some(dir) = ledger else { return failures.into_result() };
+    let stale = host_local::addresses_of_others(&dir, &config.name, valid)?;
+    if let Some(bridge) = host.link(&bridge).map_err(kernel_error)? {
+        for address in &stale {
+            failures.note(host.delete_neighbour(bridge.index, *address));
+        }
+    }
+    failures.note_cni(host_local::gc(&dir, &config.name, valid));
+    failures.into_result()
+}

@@ -1,0 +1,14 @@
+//! STATUS: would an ADD work now?
+
+use crate::config::{Dialect, PluginConfig};
+use cni_spec::{Arguments, CniError, Code, NetworkConfig};
+
+/// Fails with "not available" (50) and the reason while the subnet file is missing or unusable, or no address is free.
+pub(crate) fn status(dialect: Dialect, config: &NetworkConfig) -> Result<(), CniError> {
+    let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
+    let parsed = PluginConfig::parse(dialect, config, &Arguments::new()).map_err(unavailable)?;
+    match &parsed.ipam {
+        Some(ipam) => ipam::host_local::status(ipam, &config.name).map_err(unavailable),
+        None => Ok(()),
+    }
+}
