@@ -1,7 +1,16 @@
 //! The address management plugin `host-local`: as an executable, and in process.
 
-use cni_spec::{AddResult, Arguments, AttachmentId, CniError, NetworkConfig, Route, Sandbox};
+mod config;
+mod plugin;
+mod resolv_conf;
+
+use crate::error::IpamError;
+use crate::ledger::{Ledger, Place};
+use crate::range::RangeSet;
+use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, IpAssignment, Route};
 use ipnetwork::IpNetwork;
+pub use plugin::Plugin;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -11,88 +20,206 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 /// A configuration that is ready to allocate from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostLocal {
+    /// range sets, at least one; an attachment gets one address from each
+    pub sets: Vec<RangeSet>,
+    /// addresses asked for, each at most once
+    pub requested: BTreeSet<IpAddr>,
+    /// routes for the result
+    pub routes: Vec<Route>,
+    /// name resolution for the result
+    pub dns: Dns,
     /// directory of the networks' directories
     pub data_dir: PathBuf,
 }
 
-impl HostLocal {
-    /// Reads the `ipam` object of `config`, and the addresses asked for in `args`, `args.cni.ips` or `runtimeConfig.ips`.
-    pub fn parse(_config: &NetworkConfig, _args: &Arguments) -> Result<Self, CniError> {
-        todo!()
-    }
+/// Reserves one address of each range set for `id`: all or none. The result has `ips` without interface, `routes`, `dns`.
+///
+/// # Errors
+/// `Ipam` (101) if a set is exhausted, `id` has an address of a set already, or a requested address cannot be given;
+/// `Io` for the disk; `TryAgain` if the lock is not free within 10 s; `InvalidConfig` for an unusable network name or id.
+pub fn add(ipam: &HostLocal, network: &str, id: &AttachmentId) -> Result<AddResult, CniError> {
+    let mut ledger = Ledger::open(&Place::new(&ipam.data_dir, network)?)?;
+    let reserved = choose(ipam, &mut ledger, id).and_then(|chosen| reserve(&mut ledger, id, chosen));
+    ledger.close();
+    Ok(AddResult { ips: reserved?, routes: ipam.routes.clone(), dns: ipam.dns.clone(), ..AddResult::default() })
+}
 
-    /// One address out of each of `subnets`; `dataDir`, `runtimeConfig` and requested addresses as in [`Self::parse`].
-    pub fn for_subnets(
-        _config: &NetworkConfig,
-        _args: &Arguments,
-        _subnets: impl IntoIterator<Item = IpNetwork>,
-        _routes: Vec<Route>,
-    ) -> Result<Self, CniError> {
-        todo!()
+/// Decides about all sets before anything is reserved.
+fn choose(ipam: &HostLocal, ledger: &mut Ledger, id: &AttachmentId) -> Result<Vec<IpAssignment>, CniError> {
+    let held = ledger.held_by(id)?;
+    let mut asked = ipam.requested.clone();
+    let mut chosen = Vec::new();
+    for (index, set) in ipam.sets.iter().enumerate() {
+        if let Some(address) = held.iter().copied().find(|ip| set.range_of(*ip).is_some()) {
+            return Err(IpamError::Duplicate { address, container_id: id.container_id.clone() }.into());
+        }
+        let wanted = asked.iter().copied().find(|ip| set.range_of(*ip).is_some());
+        let address = match wanted {
+            Some(address) => granted(ledger, set, address),
+            None => free(ledger, set, index),
+        };
+        let address = address.map_err(|error| {
+            let error = CniError::from(error);
+            CniError { msg: format!("failed to allocate for range {index}: {}", error.msg), ..error }
+        })?;
+        if wanted.is_some() {
+            asked.remove(&address);
+        }
+        if let Some(range) = set.range_of(address) {
+            // A prefix length that comes from a network of the same family is always valid.
+            let with_length = IpNetwork::new(address, range.subnet().prefix());
+            let gateway = Some(range.gateway());
+            chosen.extend(with_length.ok().map(|address| IpAssignment { interface: None, address, gateway }));
+        }
+    }
+    if asked.is_empty() {
+        return Ok(chosen);
+    }
+    let left: Vec<String> = asked.iter().map(IpAddr::to_string).collect();
+    let sets: Vec<String> = ipam.sets.iter().map(RangeSet::to_string).collect();
+    let text = format!(
+        "failed to allocate all requested IPs: {} (one address can be asked for in each of {})",
+        left.join(", "),
+        sets.join(" and ")
+    );
+    Err(CniError::new(Code::Ipam, text))
+}
+
+/// The address that was asked for, if it can be had.
+fn granted(ledger: &mut Ledger, set: &RangeSet, address: IpAddr) -> Result<IpAddr, IpamError> {
+    let refused = |reason: String| Err(IpamError::Refused { address, reason });
+    if let Some(use_) = set.range_of(address).and_then(|range| range.reserved_for(address)) {
+        return refused(format!("is the {use_} of its subnet"));
+    }
+    match ledger.holder_of(address)? {
+        None => Ok(address),
+        Some(whom) => refused(format!("is not available in range set {set}: it belongs to {whom}")),
     }
 }
 
-/// Reserves one address of each range set for `id`: all or none.
-pub fn add(_ipam: &HostLocal, _network: &str, _id: &AttachmentId) -> Result<AddResult, CniError> {
-    todo!()
+fn free(ledger: &mut Ledger, set: &RangeSet, index: usize) -> Result<IpAddr, IpamError> {
+    ledger
+        .next(set, index)?
+        .ok_or_else(|| IpamError::Exhausted { ranges: set.to_string(), directory: ledger.directory().to_owned() })
 }
 
-/// Releases whatever `id` holds; nothing held is success.
-pub fn del(_data_dir: &Path, _network: &str, _id: &AttachmentId) -> Result<(), CniError> {
-    todo!()
+fn reserve(ledger: &mut Ledger, id: &AttachmentId, chosen: Vec<IpAssignment>) -> Result<Vec<IpAssignment>, CniError> {
+    for (index, assignment) in chosen.iter().enumerate() {
+        let address = assignment.address.ip();
+        let error = match ledger.reserve(id, address, index) {
+            Ok(true) => continue,
+            Ok(false) => IpamError::Refused { address, reason: "was taken by somebody who ignores the lock".into() },
+            Err(error) => error,
+        };
+        for earlier in chosen.iter().take(index) {
+            // If even this fails, the DEL that follows a failed ADD finds the rest.
+            ledger.withdraw(earlier.address.ip()).ok();
+        }
+        return Err(error.into());
+    }
+    Ok(chosen)
+}
+
+/// Releases whatever `id` holds in `network`; nothing held is success.
+///
+/// # Errors
+/// `Io`, `TryAgain`, `InvalidConfig` as for [`add`].
+pub fn del(data_dir: &Path, network: &str, id: &AttachmentId) -> Result<(), CniError> {
+    with(data_dir, network, |ledger| {
+        let held = ledger.held_by(id)?;
+        release_all(ledger, &held)
+    })
+    .map(Option::unwrap_or_default)
 }
 
 /// Checks that `id` holds an address of each range set.
-pub fn check(_ipam: &HostLocal, _network: &str, _id: &AttachmentId) -> Result<(), CniError> {
-    todo!()
+///
+/// # Errors
+/// `CheckFailed` naming the range set; otherwise as for [`del`].
+pub fn check(ipam: &HostLocal, network: &str, id: &AttachmentId) -> Result<(), CniError> {
+    let held = addresses_of(&ipam.data_dir, network, id)?;
+    match ipam.sets.iter().find(|set| !held.iter().any(|ip| set.range_of(*ip).is_some())) {
+        None => Ok(()),
+        Some(set) => Err(IpamError::NotHeld(format!(
+            "container {} holds no address of range set {set} for {} in {}: re-create it",
+            id.container_id,
+            id.ifname,
+            ipam.data_dir.join(network).display()
+        ))
+        .into()),
+    }
 }
 
-/// The addresses that `id` holds.
-pub fn addresses_of(_data_dir: &Path, _network: &str, _id: &AttachmentId) -> Result<Vec<IpAddr>, CniError> {
-    todo!()
+/// The addresses that `id` holds in `network`, in ascending order.
+///
+/// # Errors
+/// As for [`del`].
+pub fn addresses_of(data_dir: &Path, network: &str, id: &AttachmentId) -> Result<Vec<IpAddr>, CniError> {
+    with(data_dir, network, |ledger| ledger.held_by(id)).map(Option::unwrap_or_default)
 }
 
-/// The addresses held by anybody but `valid`.
-pub fn addresses_of_others(
-    _data_dir: &Path,
-    _network: &str,
-    _valid: &[AttachmentId],
-) -> Result<Vec<IpAddr>, CniError> {
-    todo!()
+/// The addresses held in `network` by anybody but `valid`, in ascending order.
+///
+/// # Errors
+/// As for [`del`].
+pub fn addresses_of_others(data_dir: &Path, network: &str, valid: &[AttachmentId]) -> Result<Vec<IpAddr>, CniError> {
+    with(data_dir, network, |ledger| others(ledger, valid)).map(Option::unwrap_or_default)
 }
 
-/// Releases what anybody but `valid` holds.
-pub fn gc(_data_dir: &Path, _network: &str, _valid: &[AttachmentId]) -> Result<(), CniError> {
-    todo!()
+/// Releases what anybody but `valid` holds in `network`.
+///
+/// # Errors
+/// As for [`del`]; one address that cannot be released does not keep the others.
+pub fn gc(data_dir: &Path, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
+    with(data_dir, network, |ledger| {
+        let others = others(ledger, valid)?;
+        release_all(ledger, &others)
+    })
+    .map(Option::unwrap_or_default)
 }
 
-/// Whether [`add`] would find an address in every range set; code 50 with the reason if not.
-pub fn status(_ipam: &HostLocal, _network: &str) -> Result<(), CniError> {
-    todo!()
+/// Whether [`add`] would find an address in every range set now.
+///
+/// # Errors
+/// `NotAvailable` (50) with the reason.
+pub fn status(ipam: &HostLocal, network: &str) -> Result<(), CniError> {
+    let look = || -> Result<(), IpamError> {
+        let mut ledger = Ledger::open(&Place::new(&ipam.data_dir, network)?)?;
+        let found = ipam.sets.iter().enumerate().try_for_each(|(index, set)| free(&mut ledger, set, index).map(drop));
+        ledger.close();
+        found
+    };
+    look().map_err(|error| CniError::new(Code::NotAvailable, error.to_string()))
 }
 
-/// The plugin as an executable serves it.
-#[derive(Clone, Copy, Debug)]
-pub struct Plugin;
+/// Does something with the ledger of `network`, if it has one.
+fn with<T>(
+    data_dir: &Path,
+    network: &str,
+    operation: impl FnOnce(&mut Ledger) -> Result<T, IpamError>,
+) -> Result<Option<T>, CniError> {
+    let Some(mut ledger) = Ledger::open_existing(&Place::new(data_dir, network)?)? else { return Ok(None) };
+    let done = operation(&mut ledger);
+    ledger.close();
+    Ok(Some(done?))
+}
 
-impl cni_spec::Plugin for Plugin {
-    fn add(&self, _sandbox: &Sandbox, _config: &NetworkConfig) -> Result<AddResult, CniError> {
-        todo!()
-    }
+fn others(ledger: &mut Ledger, valid: &[AttachmentId]) -> Result<Vec<IpAddr>, IpamError> {
+    let named: BTreeSet<_> = valid.iter().map(|id| (id.container_id.as_str(), id.ifname.as_str())).collect();
+    let containers: BTreeSet<_> = valid.iter().map(|id| id.container_id.as_str()).collect();
+    let is_valid = |container_id: &str, ifname: Option<&str>| match ifname {
+        Some(ifname) => named.contains(&(container_id, ifname)),
+        None => containers.contains(container_id),
+    };
+    let reservations = ledger.reservations()?.iter();
+    let others = reservations.filter_map(|(ip, holder)| {
+        let holder = holder.as_ref()?;
+        (!is_valid(&holder.container_id, holder.ifname.as_deref())).then_some(*ip)
+    });
+    Ok(others.collect())
+}
 
-    fn del(&self, _: &AttachmentId, _: Option<&Path>, _: &Arguments, _: &NetworkConfig) -> Result<(), CniError> {
-        todo!()
-    }
-
-    fn check(&self, _sandbox: &Sandbox, _config: &NetworkConfig) -> Result<(), CniError> {
-        todo!()
-    }
-
-    fn gc(&self, _config: &NetworkConfig, _valid: &[AttachmentId]) -> Result<(), CniError> {
-        todo!()
-    }
-
-    fn status(&self, _config: &NetworkConfig) -> Result<(), CniError> {
-        todo!()
-    }
+/// Releases as much as possible and reports the first failure.
+fn release_all(ledger: &mut Ledger, addresses: &[IpAddr]) -> Result<(), IpamError> {
+    addresses.iter().map(|ip| ledger.release(*ip)).fold(Ok(()), Result::and)
 }

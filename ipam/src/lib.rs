@@ -4,6 +4,13 @@
 //! the reference plugin `host-local`; [`host_local`] is the plugin around the two; [`subnet_env`] is the file in which the
 //! daemon tells the plugins what this node may hand out.
 
+mod address;
+mod error;
 pub mod host_local;
+pub mod ledger;
+pub mod pool;
+pub mod range;
 pub mod subnet_env;
 pub mod subnet_pool;
+
+pub use error::IpamError;

@@ -1,0 +1,46 @@
+//! The plugin as an executable serves it.
+
+use super::{HostLocal, config};
+use crate::error::IpamError;
+use cni_spec::{AddResult, Arguments, AttachmentId, CniError, NetworkConfig, Sandbox};
+use std::path::Path;
+
+/// `host-local`: the configuration's `ipam` object says what to hand out.
+#[derive(Clone, Copy, Debug)]
+pub struct Plugin;
+
+impl cni_spec::Plugin for Plugin {
+    fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
+        let ipam = HostLocal::parse(config, &sandbox.args)?;
+        super::add(&ipam, &config.name, &sandbox.id)
+    }
+
+    /// Needs to know the directory only: a pool that has been reconfigured in the meantime keeps nobody from leaving.
+    fn del(&self, id: &AttachmentId, _: Option<&Path>, _: &Arguments, config: &NetworkConfig) -> Result<(), CniError> {
+        super::del(&config::data_dir(config)?, &config.name, id)
+    }
+
+    fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
+        let ipam = HostLocal::parse(config, &sandbox.args)?;
+        super::check(&ipam, &config.name, &sandbox.id)?;
+        let held = super::addresses_of(&ipam.data_dir, &config.name, &sandbox.id)?;
+        let listed = config.prev_result.iter().flat_map(|result| &result.ips).map(|ip| ip.address.ip());
+        let mut ours = listed.filter(|ip| ipam.sets.iter().any(|set| set.range_of(*ip).is_some()));
+        match ours.find(|ip| !held.contains(ip)) {
+            None => Ok(()),
+            Some(ip) => Err(IpamError::NotHeld(format!(
+                "address {ip} of prevResult is not reserved for container {} and {}: re-create it",
+                sandbox.id.container_id, sandbox.id.ifname
+            ))
+            .into()),
+        }
+    }
+
+    fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
+        super::gc(&config::data_dir(config)?, &config.name, valid)
+    }
+
+    fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
+        super::status(&HostLocal::parse(config, &Arguments::new())?, &config.name)
+    }
+}

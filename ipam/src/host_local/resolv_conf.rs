@@ -1,0 +1,56 @@
+//! Name resolution from a file in the format of resolv.conf(5).
+
+use crate::error::IpamError;
+use cni_spec::{CniError, Code, Dns};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Largest file that is read, in bytes.
+const LARGEST: u64 = 64 << 10;
+
+pub(super) fn read(path: &Path) -> Result<Dns, CniError> {
+    let failed = |source| IpamError::Disk { action: "reading resolvConf", path: path.to_owned(), source };
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text)).map_err(failed)?;
+    if text.len() as u64 > LARGEST {
+        let text = format!("resolvConf {} is larger than {LARGEST} bytes", path.display());
+        return Err(CniError::new(Code::InvalidConfig, text));
+    }
+    Ok(parse(&String::from_utf8_lossy(&text)))
+}
+
+/// Lines that mean nothing to us are skipped, as the resolver does.
+fn parse(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines().filter(|line| !line.trim_start().starts_with(['#', ';'])) {
+        let mut words = line.split_whitespace();
+        let keyword = words.next();
+        let values = words.map(str::to_owned);
+        match keyword {
+            Some("nameserver") => dns.nameservers.extend(values),
+            Some("domain") => dns.domain = values.take(1).collect(),
+            Some("search") => dns.search.extend(values),
+            Some("options") => dns.options.extend(values),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_four_keywords() {
+        let dns = parse(
+            "# c\n nameserver 10.0.0.10 \n;x\nnameserver fd00::a\ndomain a.b\nsearch a b\noptions ndots:5\nfoo x\n",
+        );
+        assert_eq!(dns.nameservers, ["10.0.0.10", "fd00::a"]);
+        assert_eq!(
+            (dns.domain.as_str(), dns.search, dns.options),
+            ("a.b", vec!["a".into(), "b".into()], vec!["ndots:5".into()])
+        );
+    }
+}

@@ -1,0 +1,134 @@
+//! File operations of the ledger, each with an error that names the file. Every change goes through here, one system call
+//! at a time, so that tests can stop between any two.
+
+use crate::error::IpamError;
+use nix::fcntl::OFlag;
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> IpamError + use<'a> {
+    move |source| IpamError::Disk { action, path: path.to_owned(), source }
+}
+
+/// Not being there is an answer, not a failure.
+fn unless_absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The metadata of whatever is at `path` itself.
+pub(super) fn kind(path: &Path) -> Result<Option<Metadata>, IpamError> {
+    unless_absent(fs::symlink_metadata(path)).map_err(failed("looking at", path))
+}
+
+pub(super) fn exists(path: &Path) -> Result<bool, IpamError> {
+    kind(path).map(|metadata| metadata.is_some())
+}
+
+/// Whether a reservation file may be there: an empty file never is one.
+pub(super) fn is_occupied(path: &Path) -> Result<bool, IpamError> {
+    Ok(kind(path)?.is_some_and(|metadata| !metadata.is_file() || metadata.len() > 0))
+}
+
+/// At most `limit` + 1 bytes: a reader sees by the length that there is more.
+pub(super) fn read(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, IpamError> {
+    let read = |file: File| {
+        let mut content = Vec::new();
+        file.take(limit as u64 + 1).read_to_end(&mut content).map(|_| content)
+    };
+    // Without O_NONBLOCK a fifo in the way would hold us up for ever.
+    let open = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+    unless_absent(open.and_then(read)).map_err(failed("reading", path))
+}
+
+/// Where a symbolic link points to; none if there is none.
+pub(super) fn read_link(path: &Path) -> Result<Option<PathBuf>, IpamError> {
+    unless_absent(fs::read_link(path)).map_err(failed("reading", path))
+}
+
+/// What `select` makes of the names in a directory.
+pub(super) fn names<T: Ord>(directory: &Path, select: impl Fn(&str) -> Option<T>) -> Result<BTreeSet<T>, IpamError> {
+    let list = || -> io::Result<BTreeSet<T>> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(directory)? {
+            found.extend(entry?.file_name().to_str().and_then(&select));
+        }
+        Ok(found)
+    };
+    list().map_err(failed("listing", directory))
+}
+
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), IpamError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("creating directory", path))
+}
+
+/// Makes a file that must not exist yet. If it cannot be written completely it is removed again.
+pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamError> {
+    step();
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed("creating", path))?;
+    step();
+    file.write_all(content).map_err(|source| {
+        fs::remove_file(path).ok();
+        failed("writing", path)(source)
+    })
+}
+
+/// Replaces the content in place, not atomically.
+pub(super) fn overwrite(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamError> {
+    step();
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)
+        .map_err(failed("creating", path))?;
+    step();
+    file.write_all(content).map_err(failed("writing", path))
+}
+
+pub(super) fn append(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamError> {
+    step();
+    let mut file =
+        OpenOptions::new().append(true).create(true).mode(mode).open(path).map_err(failed("creating", path))?;
+    file.write_all(content).map_err(failed("writing", path))
+}
+
+pub(super) fn link(from: &Path, to: &Path) -> Result<(), IpamError> {
+    step();
+    fs::hard_link(from, to).map_err(failed("creating", to))
+}
+
+pub(super) fn point(link: &Path, target: &str) -> Result<(), IpamError> {
+    step();
+    symlink(target, link).map_err(failed("creating", link))
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), IpamError> {
+    step();
+    fs::rename(from, to).map_err(failed("replacing", to))
+}
+
+/// True if there was something to remove.
+pub(super) fn remove(path: &Path) -> Result<bool, IpamError> {
+    step();
+    unless_absent(fs::remove_file(path)).map(|done| done.is_some()).map_err(failed("removing", path))
+}
+
+pub(super) fn remove_directory(path: &Path) -> Result<(), IpamError> {
+    step();
+    unless_absent(fs::remove_dir_all(path)).map(drop).map_err(failed("removing", path))
+}
+
+/// A point at which the process may die.
+pub(super) fn step() {
+    #[cfg(test)]
+    super::tests::crash::step();
+}
