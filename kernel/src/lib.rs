@@ -1,19 +1,27 @@
 //! The only door to Linux. Pure values ([`Overlay`], nft tables) come in, the kernel's state comes out; everything that
 //! we make carries our mark: [`ROUTE_PROTOCOL`], a link alias, or an nftables table of our own.
 
+mod apply;
 pub mod detached;
+mod diff;
 mod error;
 mod mac;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+mod observe;
 mod overlay;
 mod privilege;
 pub mod sysctl;
+#[cfg(feature = "watch")]
+pub mod watch;
 
 pub use error::{Error, Result};
 pub use mac::Mac;
-pub use overlay::{Change, Overlay, Route, VxlanLink};
+pub use apply::apply;
+pub use diff::diff;
+pub use observe::{Scope, observe};
+pub use overlay::{Change, Drift, LinkUpdate, Overlay, Route, StrayRoute, VxlanLink};
 pub use privilege::may_configure_network;
 
 /// The alias of the daemon's devices, by which a person, and `uninstall`, know whose they are.
@@ -21,3 +29,6 @@ pub const DEVICE_ALIAS: &str = "flanneld-rs";
 
 /// The routing protocol number that marks our routes (`ip route show proto 251`; see rt_protos: 251 is unassigned).
 pub const ROUTE_PROTOCOL: u8 = 251;
+
+/// The alias of the devices that the daemon makes (`ip -details link show`).
+pub const LINK_ALIAS: &str = "flanneld-rs";

@@ -1,8 +1,10 @@
 //! How the kernel must look for the overlay: a plain value, computed by a backend, observed from the kernel, and compared.
 
 use crate::Mac;
+use crate::netlink::RouteKind;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 /// Everything a backend wants to exist in the kernel, or everything of ours that does exist. One value for both families.
@@ -18,6 +20,36 @@ pub struct Overlay {
     pub neighbours: BTreeMap<(String, IpAddr), Mac>,
     /// forwarding database entries on devices of ours: (device, MAC) -> outer destination
     pub fdb: BTreeMap<(String, Mac), IpAddr>,
+    /// what is observed at times and never desired
+    pub drift: Drift,
+}
+
+/// What stands between the observed and any desired state, and fits none of the fields of [`Overlay`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// names of ours that are taken by devices which are no usable VXLAN device
+    pub obstacles: BTreeSet<String>,
+    /// devices of ours that are switched off
+    pub down: BTreeSet<String>,
+    /// routes in our place that we would not set this way: those of a predecessor without our mark, and duplicates
+    pub strays: BTreeSet<StrayRoute>,
+}
+
+/// A route that has to go, with all that tells it from others to its destination.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StrayRoute {
+    /// destination
+    pub dst: IpNetwork,
+    /// gateway
+    pub via: Option<IpAddr>,
+    /// output device
+    pub dev: Option<String>,
+    /// who made it (RTPROT_*)
+    pub protocol: u8,
+    /// metric
+    pub metric: Option<u32>,
+    /// what happens to the packets
+    pub kind: RouteKind,
 }
 
 /// A VXLAN device (RFC 7348; attributes as flannel sets them).
@@ -41,7 +73,8 @@ pub struct VxlanLink {
     pub gbp: bool,
 }
 
-/// A route of the main table that carries our protocol number.
+/// A unicast route of the main table that carries our protocol number and the family's default metric. Its destination
+/// has no host bits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// gateway; none: on link
@@ -67,8 +100,8 @@ pub enum Change {
     DeleteLink(String),
     /// make a device and bring it up
     CreateLink(String, VxlanLink),
-    /// bring back what can change on a living device: address, MTU, up
-    UpdateLink(String, VxlanLink),
+    /// bring back what can change on a living device
+    UpdateLink(String, LinkUpdate),
     /// add an address
     AddAddress(String, IpNetwork),
     /// add or replace a neighbour entry
@@ -77,4 +110,74 @@ pub enum Change {
     SetFdb(String, Mac, IpAddr),
     /// add or replace a route
     SetRoute(IpNetwork, Route),
+    /// remove a route that is not as we would have set it
+    DeleteStray(StrayRoute),
+}
+
+/// What is wrong with a living device. None and false: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkUpdate {
+    /// the hardware address it must have. Setting it makes the kernel forget the neighbours on the device.
+    pub mac: Option<Mac>,
+    /// the MTU it must have, in bytes
+    pub mtu: Option<u32>,
+    /// it must be switched on
+    pub up: bool,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Change::DeleteRoute(dst, route) => write!(f, "removing route {dst}{route}"),
+            Change::DeleteFdb(dev, mac, dst) => write!(f, "removing forwarding entry {mac} dst {dst} dev {dev}"),
+            Change::DeleteNeighbour(dev, ip) => write!(f, "removing neighbour {ip} dev {dev}"),
+            Change::DeleteAddress(dev, address) => write!(f, "removing address {address} dev {dev}"),
+            Change::DeleteLink(dev) => write!(f, "deleting link {dev}"),
+            Change::CreateLink(dev, link) => {
+                write!(f, "creating vxlan {dev} id {} local {} dev {}", link.vni, link.local, link.underlay)
+            }
+            Change::UpdateLink(dev, update) => write!(f, "changing link {dev}{update}"),
+            Change::AddAddress(dev, address) => write!(f, "adding address {address} dev {dev}"),
+            Change::SetNeighbour(dev, ip, mac) => write!(f, "setting neighbour {ip} lladdr {mac} dev {dev}"),
+            Change::SetFdb(dev, mac, dst) => write!(f, "setting forwarding entry {mac} dst {dst} dev {dev}"),
+            Change::SetRoute(dst, route) => write!(f, "setting route {dst}{route}"),
+            Change::DeleteStray(stray) => write!(f, "removing route {stray}"),
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        write!(f, " dev {}", self.dev)?;
+        if self.onlink { f.write_str(" onlink") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for StrayRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.dst)?;
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
+        if let Some(dev) = &self.dev {
+            write!(f, " dev {dev}")?;
+        }
+        write!(f, " proto {}", self.protocol)?;
+        self.metric.map_or(Ok(()), |metric| write!(f, " metric {metric}"))
+    }
+}
+
+impl fmt::Display for LinkUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mac) = self.mac {
+            write!(f, " address {mac}")?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
+        if self.up { f.write_str(" up") } else { Ok(()) }
+    }
 }

@@ -1,0 +1,105 @@
+//! From the observed to the desired state.
+
+use crate::{Change, LinkUpdate, Overlay, ROUTE_PROTOCOL, StrayRoute, VxlanLink};
+use std::collections::BTreeSet;
+
+/// The steps from `actual` to `desired`, in the order in which they must be carried out: what is in the way goes first, a
+/// device comes before what is on it, and the way to a peer's gateway before the route that uses it. Nothing is removed
+/// that a later step would only put back.
+pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
+    let doomed = doomed_links(actual, desired);
+    // With a device everything on it goes, so that there is nothing to remove from it and everything to add.
+    let stays = |device: &str| !doomed.contains(device);
+    let mut changes = Vec::new();
+
+    let strays = |ours: bool| {
+        let mine = move |stray: &&StrayRoute| (stray.protocol == ROUTE_PROTOCOL) == ours;
+        let left = actual.drift.strays.difference(&desired.drift.strays);
+        left.filter(mine).filter(|stray| stray.dev.as_deref().is_none_or(stays)).cloned().map(Change::DeleteStray)
+    };
+    // A marked route that is not as it should be cannot be told from the right one once that is set.
+    changes.extend(strays(true));
+    for (dst, route) in &actual.routes {
+        if stays(&route.dev) && !desired.routes.contains_key(dst) {
+            changes.push(Change::DeleteRoute(*dst, route.clone()));
+        }
+    }
+    for (key, dst) in &actual.fdb {
+        if stays(&key.0) && !desired.fdb.contains_key(key) {
+            changes.push(Change::DeleteFdb(key.0.clone(), key.1, *dst));
+        }
+    }
+    let updates = link_updates(actual, desired, &doomed);
+    // The kernel forgets the neighbours on a device whose address changes.
+    let remembers =
+        |device: &str| stays(device) && !updates.iter().any(|(name, update)| *name == device && update.mac.is_some());
+    for key in actual.neighbours.keys() {
+        if remembers(&key.0) && !desired.neighbours.contains_key(key) {
+            changes.push(Change::DeleteNeighbour(key.0.clone(), key.1));
+        }
+    }
+    for entry in actual.addresses.difference(&desired.addresses).filter(|entry| stays(&entry.0)) {
+        changes.push(Change::DeleteAddress(entry.0.clone(), entry.1));
+    }
+    changes.extend(doomed.iter().map(|name| Change::DeleteLink((*name).to_owned())));
+
+    for (name, link) in &desired.links {
+        if !actual.links.contains_key(name) || !stays(name) {
+            changes.push(Change::CreateLink(name.clone(), link.clone()));
+        }
+    }
+    changes.extend(updates.iter().map(|(name, update)| Change::UpdateLink((*name).to_owned(), update.clone())));
+    for entry in &desired.addresses {
+        if !(stays(&entry.0) && actual.addresses.contains(entry)) {
+            changes.push(Change::AddAddress(entry.0.clone(), entry.1));
+        }
+    }
+    for (key, mac) in &desired.neighbours {
+        if !(remembers(&key.0) && actual.neighbours.get(key) == Some(mac)) {
+            changes.push(Change::SetNeighbour(key.0.clone(), key.1, *mac));
+        }
+    }
+    for (key, dst) in &desired.fdb {
+        if !(stays(&key.0) && actual.fdb.get(key) == Some(dst)) {
+            changes.push(Change::SetFdb(key.0.clone(), key.1, *dst));
+        }
+    }
+    for (dst, route) in &desired.routes {
+        if !(stays(&route.dev) && actual.routes.get(dst) == Some(route)) {
+            changes.push(Change::SetRoute(*dst, route.clone()));
+        }
+    }
+    // A predecessor's route to the same destination has been replaced without a gap by now; others go last.
+    changes.extend(strays(false));
+    changes
+}
+
+/// The devices that must go, for good or to be made anew.
+fn doomed_links<'a>(actual: &'a Overlay, desired: &'a Overlay) -> BTreeSet<&'a str> {
+    let obstacles = actual.drift.obstacles.difference(&desired.drift.obstacles).map(String::as_str);
+    let unwanted = actual
+        .links
+        .iter()
+        .filter(|(name, link)| desired.links.get(*name).is_none_or(|wanted| is_another_device(link, wanted)));
+    obstacles.chain(unwanted.map(|(name, _)| name.as_str())).collect()
+}
+
+/// Whether a device would have to be made anew to become the other.
+fn is_another_device(found: &VxlanLink, wanted: &VxlanLink) -> bool {
+    let VxlanLink { vni, port, underlay, local, mac: _, mtu: _, learning, gbp } = found;
+    (vni, port, underlay, local, learning, gbp)
+        != (&wanted.vni, &wanted.port, &wanted.underlay, &wanted.local, &wanted.learning, &wanted.gbp)
+}
+
+fn link_updates<'a>(actual: &Overlay, desired: &'a Overlay, doomed: &BTreeSet<&str>) -> Vec<(&'a str, LinkUpdate)> {
+    let update = |(name, wanted): (&'a String, &VxlanLink)| {
+        let found = actual.links.get(name).filter(|_| !doomed.contains(name.as_str()))?;
+        let update = LinkUpdate {
+            mac: (found.mac != wanted.mac).then_some(wanted.mac),
+            mtu: (found.mtu != wanted.mtu).then_some(wanted.mtu),
+            up: actual.drift.down.contains(name) && !desired.drift.down.contains(name),
+        };
+        (update != LinkUpdate::default()).then_some((name.as_str(), update))
+    };
+    desired.links.iter().filter_map(update).collect()
+}

@@ -1,0 +1,213 @@
+//! What the kernel has of the overlay.
+
+use crate::netlink::{Link, LinkKind, Netlink, RouteEntry, RouteKind};
+use crate::{Overlay, ROUTE_PROTOCOL, Result, Route, StrayRoute, VxlanLink};
+use ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// The metric that the kernel gives to an IPv6 route without one (IP6_RT_PRIO_USER).
+const IPV6_METRIC: u32 = 1024;
+
+/// What counts as ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// names of the devices that we own, such as flannel.1, whether they exist or not
+    pub devices: BTreeSet<String>,
+    /// the cluster's networks, in which no other gateway routes than ours make sense
+    pub networks: Vec<IpNetwork>,
+    /// also take over the routes of a predecessor that did not mark them (Go flannel): those over our devices, and gateway
+    /// routes to parts of our networks
+    pub adopt: bool,
+}
+
+/// Reads the state of everything that is ours: the devices of `scope` with all their addresses (but link-local ones),
+/// permanent neighbours and forwarding entries, and our routes.
+pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
+    let links = netlink.links()?;
+    let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+    let mut overlay = Overlay::default();
+    for link in links.iter().filter(|link| scope.devices.contains(&link.name)) {
+        match vxlan_link(link, &names) {
+            Some(found) => {
+                overlay.links.insert(link.name.clone(), found);
+                if !link.up {
+                    overlay.drift.down.insert(link.name.clone());
+                }
+                observe_device(netlink, link, &mut overlay)?;
+            }
+            None => drop(overlay.drift.obstacles.insert(link.name.clone())),
+        }
+    }
+    for entry in netlink.main_routes()? {
+        let dev = entry.dev.and_then(|index| names.get(&index).copied());
+        match classify(&entry, dev, scope) {
+            Finding::Foreign => {}
+            // Two at once differ in what the kernel tells routes apart by and we do not, like the type of service.
+            Finding::Ours(route) if !overlay.routes.contains_key(&entry.dst) => {
+                drop(overlay.routes.insert(entry.dst, route));
+            }
+            _ => drop(overlay.drift.strays.insert(stray(&entry, dev))),
+        }
+    }
+    Ok(overlay)
+}
+
+fn observe_device(netlink: &mut Netlink, link: &Link, overlay: &mut Overlay) -> Result<()> {
+    let name = || link.name.clone();
+    let addresses = netlink.addresses_of(link.index)?;
+    overlay
+        .addresses
+        .extend(addresses.into_iter().filter(|found| !is_link_local(found.ip())).map(|found| (name(), found)));
+    for neighbour in netlink.neighbours(Some(link.index))?.into_iter().filter(|neighbour| neighbour.permanent) {
+        overlay.neighbours.extend(neighbour.mac.map(|mac| ((name(), neighbour.ip), mac)));
+    }
+    for entry in netlink.fdb(link.index)?.into_iter().filter(|entry| entry.permanent) {
+        overlay.fdb.extend(entry.dst.map(|dst| ((name(), entry.mac), dst)));
+    }
+    Ok(())
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// The device as we would have made it, or None if we would never make one like it.
+fn vxlan_link(link: &Link, names: &BTreeMap<u32, &str>) -> Option<VxlanLink> {
+    let LinkKind::Vxlan(vxlan) = &link.kind else { return None };
+    Some(VxlanLink {
+        vni: vxlan.vni,
+        port: vxlan.port,
+        underlay: (*names.get(&vxlan.underlay?)?).to_owned(),
+        local: vxlan.local?,
+        mac: link.mac?,
+        mtu: link.mtu,
+        learning: vxlan.learning,
+        gbp: vxlan.gbp,
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Finding {
+    /// somebody else's
+    Foreign,
+    /// as we set it
+    Ours(Route),
+    /// in our place, but not as we set it
+    Stray,
+}
+
+fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> Finding {
+    if entry.protocol == ROUTE_PROTOCOL {
+        return match dev {
+            Some(dev) if is_plain(entry) => {
+                Finding::Ours(Route { via: entry.via, dev: dev.to_owned(), onlink: entry.onlink })
+            }
+            _ => Finding::Stray,
+        };
+    }
+    let over_ours = dev.is_some_and(|dev| scope.devices.contains(dev));
+    let unmarked = match entry.protocol {
+        libc::RTPROT_BOOT => over_ours || (entry.via.is_some() && is_inside(entry.dst, &scope.networks)),
+        libc::RTPROT_STATIC => over_ours,
+        _ => false,
+    };
+    if scope.adopt && unmarked { Finding::Stray } else { Finding::Foreign }
+}
+
+/// Whether the route has nothing about it that we would not have said.
+fn is_plain(entry: &RouteEntry) -> bool {
+    let default_metric = if entry.dst.is_ipv4() { 0 } else { IPV6_METRIC };
+    entry.kind == RouteKind::Unicast
+        && !entry.multipath
+        && entry.metric.unwrap_or(default_metric) == default_metric
+        && (entry.source, entry.mtu, entry.advmss) == (None, None, None)
+}
+
+/// Whether `part` is strictly smaller than one of the networks and inside it.
+fn is_inside(part: IpNetwork, networks: &[IpNetwork]) -> bool {
+    let inside = |network: &IpNetwork| match (network, part) {
+        (IpNetwork::V4(network), IpNetwork::V4(part)) => {
+            part.prefix() > network.prefix() && network.contains(part.network())
+        }
+        (IpNetwork::V6(network), IpNetwork::V6(part)) => {
+            part.prefix() > network.prefix() && network.contains(part.network())
+        }
+        _ => false,
+    };
+    networks.iter().any(inside)
+}
+
+fn stray(entry: &RouteEntry, dev: Option<&str>) -> StrayRoute {
+    StrayRoute {
+        dst: entry.dst,
+        via: entry.via,
+        dev: dev.map(str::to_owned),
+        protocol: entry.protocol,
+        metric: entry.metric,
+        kind: entry.kind,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(dst: &str, via: Option<&str>, protocol: u8) -> RouteEntry {
+        RouteEntry {
+            dst: dst.parse().unwrap(),
+            via: via.map(|via| via.parse().unwrap()),
+            dev: Some(2),
+            source: None,
+            onlink: false,
+            table: 254,
+            protocol,
+            metric: None,
+            scope: 0,
+            kind: RouteKind::Unicast,
+            mtu: None,
+            advmss: None,
+            multipath: false,
+        }
+    }
+
+    fn scope() -> Scope {
+        Scope {
+            devices: BTreeSet::from(["flannel.1".into()]),
+            networks: vec!["10.5.0.0/16".parse().unwrap()],
+            adopt: true,
+        }
+    }
+
+    #[test]
+    fn what_is_marked_is_ours_wherever_it_leads() {
+        let route = entry("172.16.0.0/24", Some("192.0.2.1"), ROUTE_PROTOCOL);
+        assert!(matches!(classify(&route, Some("eth0"), &scope()), Finding::Ours(_)));
+        let odd = RouteEntry { metric: Some(5), ..route.clone() };
+        assert_eq!(classify(&odd, Some("eth0"), &scope()), Finding::Stray);
+        let odd = RouteEntry { kind: RouteKind::Blackhole, ..route };
+        assert_eq!(classify(&odd, None, &scope()), Finding::Stray);
+    }
+
+    #[test]
+    fn only_a_predecessors_routes_are_adopted() {
+        let cases = [
+            ("10.5.3.0/24", Some("10.5.3.0"), libc::RTPROT_BOOT, "flannel.1", true),
+            ("10.5.3.0/24", Some("10.5.3.0"), libc::RTPROT_STATIC, "flannel.1", true),
+            ("10.5.3.0/24", None, libc::RTPROT_KERNEL, "flannel.1", false),
+            ("10.5.3.0/24", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", true),
+            ("10.5.3.0/24", Some("192.0.2.3"), libc::RTPROT_STATIC, "eth0", false),
+            ("10.5.3.0/24", None, libc::RTPROT_BOOT, "eth0", false),
+            ("10.5.0.0/16", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", false),
+            ("10.0.0.0/8", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", false),
+            ("0.0.0.0/0", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", false),
+            ("fd00::/64", Some("2001:db8::3"), libc::RTPROT_BOOT, "eth0", false),
+        ];
+        for (dst, via, protocol, dev, adopted) in cases {
+            let expected = if adopted { Finding::Stray } else { Finding::Foreign };
+            assert_eq!(classify(&entry(dst, via, protocol), Some(dev), &scope()), expected, "{dst} {via:?} {dev}");
+            let hands_off = Scope { adopt: false, ..scope() };
+            assert_eq!(classify(&entry(dst, via, protocol), Some(dev), &hands_off), Finding::Foreign);
+        }
+    }
+}
