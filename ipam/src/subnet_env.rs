@@ -103,9 +103,7 @@ impl SubnetEnv {
             let networks = values.get(network).map(|value| value.networks(is_ipv4)).transpose()?.unwrap_or_default();
             let subnet = values.get(subnet_key).map(|value| value.network(value.text, is_ipv4)).transpose()?;
             if subnet.is_some() == networks.is_empty() {
-                return Err(SubnetEnvError::Invalid(format!(
-                    "{network} and FLANNEL_..SUBNET of a family come together"
-                )));
+                return Err(SubnetEnvError::Invalid(format!("{network} and {subnet_key} come only together")));
             }
             read.networks.extend(networks.into_iter().map(without_host_bits));
             read.subnets.extend(subnet);

@@ -8,10 +8,13 @@ use cni_spec::{Arguments, CniError, Code, Dns, Field, NetworkConfig, Route, Spec
 use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Most range sets, routes and requested addresses, each.
 const MOST: usize = 64;
+
+/// Longest path that the kernel takes, in bytes (PATH_MAX less the terminating zero).
+const LONGEST_PATH: usize = 4095;
 
 impl HostLocal {
     /// Reads the `ipam` object of `config`, `runtimeConfig.ipRanges`, and the addresses asked for in `CNI_ARGS` (`IP=`),
@@ -33,9 +36,9 @@ impl HostLocal {
         for set in bounded(&ipam.field("ranges")?)? {
             sets.push(range_set(&set)?);
         }
-        let dns = match ipam.field("resolvConf")?.string()? {
+        let dns = match path(&ipam.field("resolvConf")?)? {
             None => Dns::default(),
-            Some(path) => resolv_conf::read(Path::new(path))?,
+            Some(path) => resolv_conf::read(&path)?,
         };
         let routes = bounded(&ipam.field("routes")?)?.iter().map(Route::read).collect::<Result<_, _>>()?;
         let sets = consistent(sets, config.version, &ipam)?;
@@ -62,19 +65,19 @@ impl HostLocal {
             sets.push(set_of(&place, vec![range])?);
         }
         let sets = consistent(sets, config.version, &place)?;
-        let data_dir = path(&config.field("dataDir"))?;
+        let data_dir = path(&config.field("dataDir"))?.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
         Ok(HostLocal { sets, requested: requested(config, args)?, routes, dns: Dns::default(), data_dir })
     }
 }
 
 /// `ipam.dataDir`, all that DEL and GC need.
 pub(super) fn data_dir(config: &NetworkConfig) -> Result<PathBuf, CniError> {
-    path(&config.field("ipam").field("dataDir")?)
+    Ok(path(&config.field("ipam").field("dataDir")?)?.unwrap_or_else(|| DEFAULT_DATA_DIR.into()))
 }
 
-fn path(field: &Field<'_>) -> Result<PathBuf, CniError> {
-    let path = field.string()?.unwrap_or(DEFAULT_DATA_DIR);
-    if path.contains('\0') { Err(field.wanted("a path")) } else { Ok(path.into()) }
+fn path(field: &Field<'_>) -> Result<Option<PathBuf>, CniError> {
+    let Some(path) = field.string()? else { return Ok(None) };
+    if path.len() > LONGEST_PATH || path.contains('\0') { Err(field.wanted("a path")) } else { Ok(Some(path.into())) }
 }
 
 fn bounded<'a>(list: &Field<'a>) -> Result<Vec<Field<'a>>, CniError> {
