@@ -42,9 +42,9 @@ impl Etcd {
         }
     }
 
-    /// Freezes the server, as if the network to it dropped every packet.
-    pub fn freeze(&self) -> Result<()> {
-        self.process.as_ref().ok_or("etcd is stopped")?.signal(Signal::SIGSTOP)
+    /// Sends it a signal; SIGSTOP is as if the network to it dropped every packet, until SIGCONT.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().ok_or("etcd is stopped")?.signal(signal)
     }
 
     /// Starts the server again with the data that it has, and waits until it serves.

@@ -9,6 +9,7 @@
 
 pub mod cluster;
 pub mod containerd;
+pub mod demo;
 pub mod etcd;
 pub mod fabric;
 pub mod inside;
@@ -19,6 +20,7 @@ pub mod probe;
 pub mod process;
 pub mod runner;
 pub mod stream;
+pub mod supervise;
 pub mod table;
 pub mod tools;
 pub mod workdir;
