@@ -88,8 +88,8 @@ fn choose(ipam: &HostLocal, ledger: &mut Ledger, id: &AttachmentId) -> Result<Ve
 /// The address that was asked for, if it can be had.
 fn granted(ledger: &mut Ledger, set: &RangeSet, address: IpAddr) -> Result<IpAddr, IpamError> {
     let refused = |reason: String| Err(IpamError::Refused { address, reason });
-    if let Some(use_) = set.range_of(address).and_then(|range| range.reserved_for(address)) {
-        return refused(format!("is the {use_} of its subnet"));
+    if let Some(purpose) = set.range_of(address).and_then(|range| range.reserved_for(address)) {
+        return refused(format!("is the {purpose} of its subnet"));
     }
     match ledger.holder_of(address)? {
         None => Ok(address),

@@ -263,6 +263,52 @@ mod tests {
         assert!(SubnetEnv::parse("").unwrap_err().to_string().contains("neither"));
     }
 
+    /// Seeded changes to a good file: each is either refused with words or read as something that can be written again.
+    #[test]
+    fn hostile_text_is_answered() {
+        let pieces = [
+            "=",
+            "\n",
+            ",",
+            "/",
+            "::",
+            "-1",
+            "\0",
+            "\u{661}",
+            "99999999999999999999",
+            "FLANNEL_MTU=",
+            "10.42.0.1/24",
+            "#",
+        ];
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut dice = move |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            usize::try_from(seed % below as u64).unwrap()
+        };
+        let (mut read, mut refused) = (0, 0);
+        for _ in 0..5000 {
+            let mut text: Vec<char> = DUAL.chars().collect();
+            for _ in 0..1 + dice(3) {
+                let (from, length) = (dice(text.len()), dice(8));
+                let to = (from + length).min(text.len());
+                text.splice(from..to, pieces[dice(pieces.len())].chars());
+            }
+            match SubnetEnv::parse(&text.into_iter().collect::<String>()) {
+                Ok(env) => {
+                    read += 1;
+                    assert_eq!(SubnetEnv::parse(&env.render()), Ok(env));
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(error.to_string().len() < 500);
+                }
+            }
+        }
+        assert!(read > 50 && refused > 1000, "{read} {refused}");
+    }
+
     #[test]
     fn replaces_the_file_and_tells_of_its_absence() {
         let directory = tempfile::tempdir().unwrap();
