@@ -10,10 +10,11 @@ use std::net::IpAddr;
 pub(super) struct Encoded {
     /// the key's bytes
     pub(super) key: Vec<u8>,
+    /// not the first key behind an interval. Where one interval ends and the next starts, the end comes first: the kernel
+    /// takes the other order for an overlap.
+    pub(super) start: bool,
     /// the data's bytes; empty in a plain set
     pub(super) data: Vec<u8>,
-    /// the key is the first one behind an interval
-    pub(super) end: bool,
 }
 
 /// The wire form of `elements` of a set described by `set`; an error tells what does not fit.
@@ -26,7 +27,7 @@ pub(super) fn encode<'a>(
     if !set.interval {
         for element in elements {
             let (key, data) = (values(&set.key, &element.key)?, values(&set.data, &element.data)?);
-            encoded.insert(Encoded { key, data, end: false });
+            encoded.insert(Encoded { key, start: true, data });
         }
         return Ok(encoded);
     }
@@ -47,9 +48,9 @@ pub(super) fn encode<'a>(
             continue;
         }
         covered = Some(network);
-        encoded.insert(Encoded { key: octets(network.network()), data, end: false });
+        encoded.insert(Encoded { key: octets(network.network()), start: true, data });
         if let Some(key) = successor(octets(network.broadcast())) {
-            encoded.insert(Encoded { key, data: Vec::new(), end: true });
+            encoded.insert(Encoded { key, start: false, data: Vec::new() });
         }
     }
     Ok(encoded)
@@ -146,7 +147,7 @@ mod tests {
         let field = if networks[0].contains(':') { Field::Ipv6Address } else { Field::Ipv4Address };
         let set = Set::networks(field, networks.iter().map(|text| text.parse().unwrap()));
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        encode(&set, &set.elements).unwrap().iter().map(|found| (hex(&found.key), found.end)).collect()
+        encode(&set, &set.elements).unwrap().iter().map(|found| (hex(&found.key), !found.start)).collect()
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) const GET_SET: u16 = 10;
 pub(super) const NEW_ELEMENT: u16 = 12;
 pub(super) const GET_ELEMENT: u16 = 13;
 const DELETE_ELEMENT: u16 = 14;
+pub(super) const NEW_GENERATION: u16 = 15;
+pub(super) const GET_GENERATION: u16 = 16;
 
 pub(super) const SET_INTERVAL: u32 = 4;
 pub(super) const SET_MAP: u32 = 8;
@@ -227,7 +229,7 @@ fn element_steps<'a>(
 fn element_attributes(element: &Encoded) -> Attributes {
     let value = |bytes: &[u8]| Attributes::new().bytes(1, bytes);
     let mut attributes = Attributes::new();
-    if element.end {
+    if !element.start {
         attributes = attributes.number(3, ELEMENT_END);
     }
     attributes = attributes.nested(1, value(&element.key));

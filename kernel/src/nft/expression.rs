@@ -125,6 +125,11 @@ impl<'a> Program<'a> {
             }
             Action::Masquerade { fully_random: false } => self.push("masq", Attributes::new()),
             Action::Masquerade { fully_random: true } => self.push("masq", Attributes::new().number(1, RANDOM_FULLY)),
+            Action::SetMark { mask: u32::MAX, value: mark } => {
+                let mark = value(&mark.to_ne_bytes());
+                self.push("immediate", Attributes::new().number(1, REGISTER).nested(2, mark));
+                self.push("meta", Attributes::new().number(2, META_MARK).number(3, REGISTER));
+            }
             Action::SetMark { mask, value } => {
                 self.load_meta(META_MARK, REGISTER);
                 self.mask(&(!mask).to_ne_bytes(), &(value & mask).to_ne_bytes());

@@ -3,17 +3,44 @@
 use super::Table;
 use super::attribute::{Attributes, attributes, find, number, text};
 use super::element::Encoded;
-use super::encode::{ELEMENT_END, GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE};
-use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, describe, header, kind};
+use super::encode::{ELEMENT_END, GET_CHAIN, GET_ELEMENT, GET_GENERATION, GET_RULE, GET_SET, GET_TABLE};
+use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_GENERATION, NEW_RULE, NEW_SET, NEW_TABLE, describe, header, kind};
 use super::shape::{ChainShape, SetShape, Shape};
 use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
 use crate::{Error, Result};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 
-/// What the kernel has under the name of `table`, or none. Chains and sets are looked for by the names that `table` has; that
-/// there are others shows in the number of objects. So the cost does not depend on the tables of others.
+/// How often a reading into which somebody's transaction fell is repeated. After that a mixture counts, which can only look
+/// broken where it is not.
+const ATTEMPTS: usize = 16;
+
+/// What the kernel has under the name of `table`, or none.
 pub(super) fn observe(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
+    let mut generation = self::generation(socket, table)?;
+    let mut found = None;
+    for _attempt in 0..ATTEMPTS {
+        found = observe_once(socket, table)?;
+        let now = self::generation(socket, table)?;
+        if now == generation {
+            break;
+        }
+        generation = now;
+    }
+    Ok(found)
+}
+
+/// The number that the kernel counts up with each transaction of anybody in the namespace.
+fn generation(socket: &mut Socket, table: &Table) -> Result<u32> {
+    let content = Attributes::after(&header(table.family));
+    read(socket, table, GET_GENERATION, NEW_GENERATION, 0, content, |found, payload| {
+        *found = number(payload, 1).unwrap_or(0);
+    })
+}
+
+/// Chains and sets are looked for by the names that `table` has; that there are others shows in the number of objects. So the
+/// cost does not depend on the tables of others.
+fn observe_once(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
     let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
         *found = Some((number(payload, 2).unwrap_or(0), number(payload, 3).unwrap_or(0)));
@@ -89,7 +116,7 @@ fn chain_found(payload: &[u8]) -> ChainShape {
 
 fn element_found(element: &[u8]) -> Encoded {
     let value = |kind| find(element, kind).and_then(|data| find(data, 1)).unwrap_or_default().to_vec();
-    Encoded { key: value(1), data: value(2), end: number(element, 3).unwrap_or(0) & ELEMENT_END != 0 }
+    Encoded { key: value(1), start: number(element, 3).unwrap_or(0) & ELEMENT_END == 0, data: value(2) }
 }
 
 /// The comment in a rule's user data (libnftnl's form: type 0, length, text with NUL).

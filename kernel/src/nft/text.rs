@@ -65,6 +65,7 @@ fn write_rule(f: &mut Formatter<'_>, table: &Table, rule: &Rule) -> fmt::Result 
         Action::Jump(chain) => write!(f, "jump {chain}")?,
         Action::Masquerade { fully_random: false } => write!(f, "masquerade")?,
         Action::Masquerade { fully_random: true } => write!(f, "masquerade fully-random")?,
+        Action::SetMark { mask: u32::MAX, value } => write!(f, "meta mark set 0x{value:08x}")?,
         Action::SetMark { mask, value } => {
             write!(f, "meta mark set meta mark & 0x{:08x} | 0x{:08x}", !mask, value & mask)?;
         }
