@@ -2,6 +2,7 @@
 
 use crate::family::{Family, PerFamily};
 use crate::json::Object;
+use crate::lease;
 use ipam::subnet_pool::SubnetPool;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -130,13 +131,17 @@ fn pool(object: &Object, family: Family) -> Result<SubnetPool, ConfigError> {
             _ => Err(ConfigError(format!("{name}: {text:?} is no {family} address"))),
         }
     };
-    SubnetPool::new(
-        network,
-        length.and_then(|length| u8::try_from(length).ok()),
-        bound(fields.min)?,
-        bound(fields.max)?,
-    )
-    .map_err(|error| ConfigError(format!("{error}")))
+    let length = length.and_then(|length| u8::try_from(length).ok());
+    let wrong = |why: String| ConfigError(format!("{}: {why}", fields.network));
+    let pool = SubnetPool::new(network, length, bound(fields.min)?, bound(fields.max)?)
+        .map_err(|error| wrong(error.to_string()))?;
+    // Leases that the other nodes would refuse to read are of no use.
+    if let Some(subnet) = pool.candidates().next() {
+        lease::parse_key(&lease::key(&[(family, subnet)].into_iter().collect())).map_err(|error| {
+            wrong(format!("{network} cannot be leased in subnets of /{}: {error}", subnet.prefix()))
+        })?;
+    }
+    Ok(pool)
 }
 
 fn required_network(object: &Object, family: Family, name: &str) -> Result<IpNetwork, ConfigError> {

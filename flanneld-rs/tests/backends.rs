@@ -1,0 +1,149 @@
+//! What the backends announce and desire: pure values, so that every case is a table row.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use flanneld_rs::backend::{Backend, Desired};
+use flanneld_rs::family::{Family, PerFamily};
+use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
+use flanneld_rs::network_config::NetworkConfig;
+use flanneld_rs::uplink::Uplink;
+use ipnetwork::IpNetwork;
+use kernel::{Overlay, Route};
+
+fn uplink() -> Uplink {
+    Uplink {
+        name: "eth0".into(),
+        mtu: 1500,
+        local: PerFamily { v4: Some("192.168.0.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) },
+        public: PerFamily { v4: Some("192.168.0.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) },
+        on_link: vec!["192.168.0.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()],
+    }
+}
+
+fn backend(backend: &str) -> Backend {
+    let config = format!(r#"{{"Network": "10.5.0.0/16", "Backend": {backend}}}"#);
+    Backend::new(&NetworkConfig::parse(&config).unwrap(), PerFamily::default())
+}
+
+fn subnets(texts: &[&str]) -> PerFamily<IpNetwork> {
+    let parsed = texts.iter().map(|text| text.parse::<IpNetwork>().unwrap());
+    parsed.map(|subnet| (Family::of(subnet.ip()), subnet)).collect()
+}
+
+fn peer(backend_type: &str, texts: &[&str], public: &[&str], data: Option<&str>) -> Lease {
+    let endpoints = public.iter().map(|public| {
+        let public_ip = public.parse().unwrap();
+        (Family::of(public_ip), Endpoint { public_ip, data: data.map(String::from) })
+    });
+    let announcement = Announcement { backend_type: backend_type.into(), endpoints: endpoints.collect() };
+    Lease { subnets: subnets(texts), announcement }
+}
+
+fn desired(backend: &Backend, own: &[&str], peers: &[Lease]) -> Desired {
+    let families: Vec<Family> = subnets(own).families().collect();
+    let own = Lease { subnets: subnets(own), announcement: backend.announcement(&uplink(), &families) };
+    let leases: LeaseTable = peers.iter().cloned().chain([own.clone()]).collect();
+    backend.desired(&uplink(), &own, &leases)
+}
+
+const MAC2: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
+
+#[test]
+fn a_vxlan_peer_is_a_neighbour_a_forwarding_entry_and_a_route_in_either_family() {
+    let backend = backend(r#"{"Type": "vxlan"}"#);
+    let peers = [peer("vxlan", &["10.5.2.0/24", "fd00:5:2::/64"], &["192.168.0.2", "2001:db8::2"], Some(MAC2))];
+    let Desired { overlay, left_out } = desired(&backend, &["10.5.1.0/24", "fd00:5:1::/64"], &peers);
+    assert_eq!(left_out, [""; 0]);
+    assert_eq!(overlay.links.keys().collect::<Vec<_>>(), ["flannel-v6.1", "flannel.1"]);
+    let (v4, v6) = (&overlay.links["flannel.1"], &overlay.links["flannel-v6.1"]);
+    assert_eq!((v4.vni, v4.port, v4.mtu, v4.learning), (1, 8472, 1450, false));
+    // The outer IPv6 header is 20 bytes longer; the kernel clamps to the same.
+    assert_eq!((v6.mtu, v6.underlay.as_str()), (1430, "eth0"));
+    assert_ne!(v4.mac, v6.mac);
+    assert_eq!(backend.mtu(&uplink(), &[Family::V4]), 1450);
+    assert_eq!(backend.mtu(&uplink(), &Family::ALL), 1430);
+    for (device, subnet, gateway, outer) in [
+        ("flannel.1", "10.5.2.0/24", "10.5.2.0", "192.168.0.2"),
+        ("flannel-v6.1", "fd00:5:2::/64", "fd00:5:2::", "2001:db8::2"),
+    ] {
+        let route = Route { via: Some(gateway.parse().unwrap()), dev: device.into(), onlink: true };
+        assert_eq!(overlay.routes[&subnet.parse().unwrap()], route);
+        let mac = overlay.neighbours[&(device.into(), gateway.parse().unwrap())];
+        assert_eq!(mac.to_string(), "c6:d2:32:6f:8f:44");
+        assert_eq!(overlay.fdb[&(device.into(), mac)].to_string(), outer);
+    }
+    let addresses: Vec<String> = overlay.addresses.iter().map(|(device, address)| format!("{device} {address}")).collect();
+    assert_eq!(addresses, ["flannel-v6.1 fd00:5:1::/128", "flannel.1 10.5.1.0/32"]);
+    assert_eq!((overlay.routes.len(), overlay.neighbours.len(), overlay.fdb.len()), (2, 2, 2));
+}
+
+#[test]
+fn what_a_node_announces_depends_on_its_address_only() {
+    let announced = |uplink: &Uplink| backend(r#"{"Type": "vxlan"}"#).announcement(uplink, &[Family::V4]);
+    let (first, again) = (announced(&uplink()), announced(&uplink()));
+    assert_eq!(first, again);
+    let data = first.endpoints.v4.as_ref().unwrap().data.clone().unwrap();
+    assert!(data.starts_with(r#"{"VNI":1,"VtepMAC":""#) && data.ends_with(r#""}"#), "{data}");
+    let mut elsewhere = uplink();
+    elsewhere.public.v4 = Some("192.168.0.9".parse().unwrap());
+    assert_ne!(announced(&elsewhere).endpoints.v4.unwrap().data.unwrap(), data);
+    // A device that a predecessor left keeps the address that the others know.
+    let kept = PerFamily { v4: Some("c6:d2:32:6f:8f:44".parse().unwrap()), v6: None };
+    let config = NetworkConfig::parse(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap();
+    let announced = Backend::new(&config, kept).announcement(&uplink(), &[Family::V4]);
+    assert_eq!(announced.endpoints.v4.unwrap().data.as_deref(), Some(MAC2));
+    let host_gw = backend(r#"{"Type": "host-gw"}"#).announcement(&uplink(), &[Family::V4]);
+    assert_eq!((host_gw.backend_type.as_str(), host_gw.endpoints.v4.unwrap().data), ("host-gw", None));
+}
+
+#[test]
+fn host_gw_and_direct_routing_go_through_the_node_itself() {
+    let through_node = Route { via: Some("192.168.0.2".parse().unwrap()), dev: "eth0".into(), onlink: false };
+    let near = |kind| peer(kind, &["10.5.2.0/24"], &["192.168.0.2"], Some(MAC2));
+    let far = |kind| peer(kind, &["10.5.3.0/24"], &["192.168.7.3"], Some(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}"#));
+
+    let host_gw = desired(&backend(r#"{"Type": "host-gw"}"#), &["10.5.1.0/24"], &[near("host-gw"), far("host-gw")]);
+    let routes = [("10.5.2.0/24".parse().unwrap(), through_node.clone())].into();
+    assert_eq!(host_gw.overlay, Overlay { routes, ..Overlay::default() });
+    assert!(host_gw.left_out[0].contains("192.168.7.3 is not on the network of eth0"), "{:?}", host_gw.left_out);
+
+    let direct = backend(r#"{"Type": "vxlan", "DirectRouting": true}"#);
+    let overlay = desired(&direct, &["10.5.1.0/24"], &[near("vxlan"), far("vxlan")]).overlay;
+    assert_eq!(overlay.routes[&"10.5.2.0/24".parse().unwrap()], through_node);
+    assert_eq!(overlay.routes[&"10.5.3.0/24".parse().unwrap()].dev, "flannel.1");
+    assert_eq!((overlay.neighbours.len(), overlay.fdb.len()), (1, 1));
+}
+
+#[test]
+fn a_peer_that_makes_no_sense_is_left_out_with_the_reason_and_harms_no_other() {
+    let backend = backend(r#"{"Type": "vxlan"}"#);
+    let good = peer("vxlan", &["10.5.2.0/24"], &["192.168.0.2"], Some(MAC2));
+    let alone = desired(&backend, &["10.5.1.0/24"], std::slice::from_ref(&good)).overlay;
+    for (bad, reason) in [
+        (peer("host-gw", &["10.5.3.0/24"], &["192.168.0.3"], None), "its backend is \"host-gw\""),
+        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], None), "unusable IPv4 backend data"),
+        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some("{\"VtepMAC\":7}")), "unusable IPv4 backend data"),
+        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some("{\"VtepMAC\":\"fish\"}")), "fish"),
+        (peer("vxlan", &["10.5.3.0/24"], &[], None), "announces no public IPv4 address"),
+        (peer("vxlan", &["10.5.0.0/20"], &["192.168.0.3"], Some(MAC2)), "overlaps our own 10.5.1.0/24"),
+        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some(MAC2)), "claimed by 192.168.0.2 too"),
+    ] {
+        let Desired { overlay, left_out } = desired(&backend, &["10.5.1.0/24"], &[good.clone(), bad]);
+        assert_eq!(overlay, alone, "{reason}");
+        assert!(left_out.len() == 1 && left_out[0].contains(reason), "{left_out:?} should say {reason}");
+    }
+}
+
+#[test]
+fn mtu_follows_configuration_and_underlay() {
+    for (config, underlay, wanted) in [
+        (r#"{"Type": "vxlan"}"#, 1500, 1450),
+        (r#"{"Type": "vxlan"}"#, 9001, 8951),
+        (r#"{"Type": "vxlan", "MTU": 1400}"#, 1500, 1350),
+        // What does not fit the underlay would be lost.
+        (r#"{"Type": "vxlan", "MTU": 9000}"#, 1500, 1450),
+        (r#"{"Type": "host-gw"}"#, 1460, 1460),
+    ] {
+        let uplink = Uplink { mtu: underlay, ..uplink() };
+        assert_eq!(backend(config).mtu(&uplink, &[Family::V4]), wanted, "{config} over {underlay}");
+    }
+}

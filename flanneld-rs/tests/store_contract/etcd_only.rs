@@ -1,0 +1,223 @@
+//! What only etcd can suffer.
+
+use crate::etcd_server::EtcdServer;
+use crate::place::{CONFIG, Place, config, leases, node, run, until};
+use etcd_client::Client;
+use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, LEASE_TTL, LeaseStore, Store, StoreError};
+use std::path::Path;
+use std::sync::Arc;
+
+fn server_of(place: &Place) -> Arc<EtcdServer> {
+    let Place::Etcd { server, .. } = place else { panic!("no etcd") };
+    server.clone()
+}
+
+#[test]
+fn leases_outlive_an_outage_and_compaction_and_the_watch_comes_back() {
+    run(Place::etcd(Arc::new(EtcdServer::start())), async |place| {
+        let (store, server) = (place.open(), server_of(&place));
+        let own = node(1).acquire(&store, &config()).await.unwrap();
+        let gone = node(2).acquire(&store, &config()).await.unwrap();
+        let watch = store.watch();
+        let mut seen = watch.receiver();
+        until(&mut seen, |snapshot| leases(snapshot).len() == 2).await;
+
+        server.stop();
+        let snapshot = until(&mut seen, |snapshot| matches!(snapshot.contact, Contact::Down { .. })).await;
+        assert_eq!(leases(&snapshot).len(), 2, "what was known stays in force");
+        let error = store.renew(&own, &own.lease.announcement).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Unavailable(text) if text.contains("127.0.0.1")), "{error}");
+
+        server.restart();
+        // Changed and compacted before the watch is back, or just after.
+        place.delete(&format!("subnets/{}", gone.lease.key())).await;
+        let new = node(3).acquire(&place.open(), &config()).await.unwrap();
+        let mut client = place.client().await;
+        let revision = client.put("/unrelated", "", None).await.unwrap().header().unwrap().revision();
+        client.compact(revision, None).await.unwrap();
+        let snapshot = until(&mut seen, |snapshot| {
+            snapshot.contact == Contact::Live && leases(snapshot).get(&new.lease.subnets).is_some()
+        })
+        .await;
+        assert_eq!(leases(&snapshot).len(), 2);
+        assert!(leases(&snapshot).get(&gone.lease.subnets).is_none());
+        // And it goes on: the same handle renews, the same watch sees.
+        store.renew(&own, &own.lease.announcement).await.unwrap();
+        node(4).acquire(&store, &config()).await.unwrap();
+        until(&mut seen, |snapshot| leases(snapshot).len() == 3).await;
+    });
+}
+
+#[test]
+fn the_first_endpoint_may_be_dead() {
+    run(Place::etcd(EtcdServer::shared()), async |place| {
+        let mut options = place.options();
+        // flannel's default names port 4001 first, where nothing has listened for years. Port 1: nothing ever.
+        options.endpoints.insert(0, "http://127.0.0.1:1".into());
+        options.prefix.push('/');
+        let store = Store::Etcd(EtcdStore::new(options).unwrap());
+        place.put("config", CONFIG).await;
+        assert_eq!(store.network_config().await.unwrap(), CONFIG);
+        let watch = store.watch();
+        let mut seen = watch.receiver();
+        let own = node(1).acquire(&store, &config()).await.unwrap();
+        until(&mut seen, |snapshot| leases(snapshot).get(&own.lease.subnets).is_some()).await;
+    });
+}
+
+#[test]
+fn nobody_there_is_told_with_the_address() {
+    run(Place::etcd(EtcdServer::shared()), async |place| {
+        let options = EtcdOptions { endpoints: vec!["http://127.0.0.1:1".into()], ..place.options() };
+        let store = EtcdStore::new(options).unwrap();
+        let error = store.network_config().await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Unavailable(text) if text.contains("127.0.0.1:1") && text.contains("--etcd-endpoints")
+                && text.to_lowercase().contains("connection refused")),
+            "{error}"
+        );
+        let watch = store.watch();
+        let snapshot = until(&mut watch.receiver(), |snapshot| matches!(snapshot.contact, Contact::Down { .. })).await;
+        assert!(snapshot.leases.is_none(), "no list is not an empty list");
+    });
+}
+
+#[test]
+fn etcd_leases_that_carry_no_key_are_given_back() {
+    run(Place::etcd(Arc::new(EtcdServer::start())), async |place| {
+        let store = place.open();
+        let mut own = node(1).acquire(&store, &config()).await.unwrap();
+        for _ in 0..3 {
+            own = store.renew(&own, &own.lease.announcement).await.unwrap();
+        }
+        place.delete(&format!("subnets/{}", own.lease.key())).await;
+        store.renew(&own, &own.lease.announcement).await.unwrap_err();
+        node(1).acquire(&store, &config()).await.unwrap();
+        let only = flanneld_rs::network_config::NetworkConfig::parse(
+            r#"{"Network":"10.7.0.0/16","SubnetMin":"10.7.9.0","SubnetMax":"10.7.9.0","Backend":{"Type":"host-gw"}}"#,
+        )
+        .unwrap();
+        let stores: Vec<_> = (10..15).map(|number| (node(number), place.open())).collect();
+        futures::future::join_all(stores.iter().map(|(node, store)| node.acquire(store, &only))).await;
+        // One for the key that was deleted by hand, and one for each of the two that are held.
+        let left = place.client().await.leases().await.unwrap().leases().len();
+        assert_eq!(left, 3);
+    });
+}
+
+#[test]
+fn a_password_is_asked_for_and_given() {
+    run(Place::etcd(Arc::new(EtcdServer::start())), async |place| {
+        let mut admin = place.client().await;
+        place.put("config", CONFIG).await;
+        admin.user_add("root", "the secret", None).await.unwrap();
+        admin.user_grant_role("root", "root").await.unwrap();
+        admin.auth_enable().await.unwrap();
+        let user = |password: &str| Some(("root".to_owned(), password.to_owned()));
+        let with = |user| EtcdStore::new(EtcdOptions { user, ..place.options() }).unwrap();
+        assert_eq!(with(user("the secret")).network_config().await.unwrap(), CONFIG);
+        for wrong in [user("another"), None] {
+            let error = with(wrong).network_config().await.unwrap_err();
+            assert!(matches!(&error, StoreError::Invalid(_)), "{error}");
+            assert!(!error.to_string().contains("another"));
+        }
+    });
+}
+
+/// Makes a certificate authority and what it signs, with the openssl of the machine.
+// The test needs certificates of its own; the product starts nothing.
+#[allow(clippy::disallowed_methods)]
+fn openssl(directory: &Path, arguments: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let output = command.current_dir(directory).args(arguments.split_whitespace()).output();
+    let output = output.expect("openssl must be installed (Debian package openssl)");
+    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn tls_works_with_an_authority_alone_and_with_a_client_certificate() {
+    let keys = tempfile::tempdir().unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    let ca = "-CA ca.pem -CAkey ca.key";
+    openssl(keys.path(), &format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
+    for (name, usage) in [("server", "serverAuth,clientAuth"), ("client", "clientAuth")] {
+        let extensions = format!("-addext subjectAltName=IP:127.0.0.1 -addext extendedKeyUsage={usage}");
+        let extensions = format!("{extensions} -addext basicConstraints=critical,CA:FALSE");
+        openssl(
+            keys.path(),
+            &format!("req -x509 {key} -subj /CN={name} -keyout {name}.key -out {name}.pem {ca} {extensions}"),
+        );
+    }
+    let file = |name: &str| keys.path().join(name);
+    let serve = |more: &[&str]| {
+        let files = [("--cert-file", "server.pem"), ("--key-file", "server.key")];
+        let files = files.map(|(flag, name)| format!("{flag}={}", file(name).display()));
+        let more = more.iter().map(|flag| (*flag).to_owned());
+        EtcdServer::start_with("https", &files.into_iter().chain(more).collect::<Vec<_>>())
+    };
+    let options = |server: &EtcdServer, client: Option<&str>| EtcdOptions {
+        endpoints: vec![format!("https://127.0.0.1:{}", server.port())],
+        prefix: "/coreos.com/network".into(),
+        cafile: Some(file("ca.pem")),
+        certfile: client.map(|name| file(&format!("{name}.pem"))),
+        keyfile: client.map(|name| file(&format!("{name}.key"))),
+        user: None,
+        ttl: LEASE_TTL,
+    };
+    let missing = |error: &StoreError| matches!(error, StoreError::Unavailable(text) if text.contains("not there yet"));
+    run(Place::directory(), async |_| {
+        let server = serve(&[]);
+        let error = EtcdStore::new(options(&server, None)).unwrap().network_config().await.unwrap_err();
+        assert!(missing(&error), "an authority is enough: {error}");
+
+        let trusted = format!("--trusted-ca-file={}", file("ca.pem").display());
+        let server = serve(&["--client-cert-auth", &trusted]);
+        let error = EtcdStore::new(options(&server, Some("client"))).unwrap().network_config().await.unwrap_err();
+        assert!(missing(&error), "{error}");
+        let error = EtcdStore::new(options(&server, None)).unwrap().network_config().await.unwrap_err();
+        assert!(!missing(&error), "a client without certificate must be turned away");
+    });
+}
+
+#[test]
+fn contradicting_options_are_told_before_anything_is_sent() {
+    let options = EtcdOptions {
+        endpoints: vec!["http://127.0.0.1:2379".into()],
+        prefix: "/coreos.com/network".into(),
+        cafile: None,
+        certfile: None,
+        keyfile: None,
+        user: None,
+        ttl: LEASE_TTL,
+    };
+    let file = Some(std::path::PathBuf::from("/nonexistent.pem"));
+    let https = vec!["https://127.0.0.1:2379".to_owned()];
+    for (options, names) in [
+        (EtcdOptions { endpoints: Vec::new(), ..options.clone() }, "--etcd-endpoints"),
+        (EtcdOptions { cafile: file.clone(), ..options.clone() }, "not https"),
+        (EtcdOptions { endpoints: https.clone(), certfile: file.clone(), ..options.clone() }, "belong together"),
+        (EtcdOptions { endpoints: https, cafile: file, ..options.clone() }, "/nonexistent.pem"),
+    ] {
+        let error = EtcdStore::new(options).unwrap_err();
+        assert!(matches!(&error, StoreError::Invalid(text) if text.contains(names)), "{error}");
+    }
+    let secret = EtcdOptions { user: Some(("u".into(), "secret".into())), ..options };
+    assert!(!format!("{secret:?}").contains("secret"));
+}
+
+#[test]
+fn keys_of_other_programs_are_none_of_ours() {
+    run(Place::etcd(EtcdServer::shared()), async |place| {
+        let mut client: Client = place.client().await;
+        let prefix = place.options().prefix;
+        let value = r#"{"PublicIP":"192.168.64.9"}"#;
+        client.put(format!("{prefix}/subnets-old/10.5.1.0-24"), value, None).await.unwrap();
+        client.put(format!("{prefix}/subnets"), value, None).await.unwrap();
+        client.put(format!("{prefix}/subnets/10.5.2.0-24"), value, None).await.unwrap();
+        let store = place.open();
+        let watch = store.watch();
+        let snapshot = until(&mut watch.receiver(), |snapshot| snapshot.contact == Contact::Live).await;
+        assert_eq!(leases(&snapshot).len(), 1);
+        assert!(snapshot.skipped.is_empty(), "{:?}", snapshot.skipped);
+    });
+}
