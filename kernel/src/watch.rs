@@ -1,0 +1,175 @@
+//! Waiting for the kernel's configuration to change. A notification says that something changed, never what: *events wake,
+//! state decides*. Contents are not even kept, so a flood of changes costs no memory, and a lost notification costs nothing.
+//!
+//! Sockets of our own, because the rtnetlink crate queues each message in memory without a bound, and knows no nftables.
+
+use crate::netns::Netns;
+use crate::{Error, Result};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Multicast groups of rtnetlink (linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE).
+const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
+const NFTABLES_GROUPS: [u32; 1] = [7];
+/// What follows the first notification within this time belongs to the same change.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Beyond this many datagrams in one go the others on this thread get their turn.
+const DRAIN: usize = 1024;
+const HEADER: usize = 16;
+
+/// Which parts of the kernel's configuration changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wake {
+    /// network devices: made, removed, up, down, renamed, ...
+    pub links: bool,
+    /// addresses of devices
+    pub addresses: bool,
+    /// routes
+    pub routes: bool,
+    /// permanent neighbour or forwarding entries, or any that went away
+    pub neighbours: bool,
+    /// nftables, of whatever table
+    pub nftables: bool,
+}
+
+impl Wake {
+    /// Whether nothing changed.
+    pub fn is_empty(self) -> bool {
+        self == Wake::default()
+    }
+
+    fn merge(&mut self, other: Wake) {
+        self.links |= other.links;
+        self.addresses |= other.addresses;
+        self.routes |= other.routes;
+        self.neighbours |= other.neighbours;
+        self.nftables |= other.nftables;
+    }
+}
+
+/// Listens to the changes of one network namespace. Dropping it ends the listening; there is no task behind it.
+#[derive(Debug)]
+pub struct Watch {
+    route: AsyncFd<OwnedFd>,
+    nftables: AsyncFd<OwnedFd>,
+    /// seen, but not returned yet: a caller may drop the future of [`Watch::changed`] halfway
+    pending: Wake,
+}
+
+impl Watch {
+    /// Listens in the namespace that the calling thread is in; changes from now on are seen. To be called inside a
+    /// tokio runtime with I/O and time.
+    pub fn open() -> Result<Self> {
+        Ok(Watch {
+            route: listen(SockProtocol::NetlinkRoute, &ROUTE_GROUPS, "links, addresses, routes and neighbours")?,
+            nftables: listen(SockProtocol::NetlinkNetFilter, &NFTABLES_GROUPS, "nftables")?,
+            pending: Wake::default(),
+        })
+    }
+
+    /// Listens in `namespace`.
+    pub fn open_in(namespace: &Netns) -> Result<Self> {
+        let _inside = namespace.enter()?;
+        Watch::open()
+    }
+
+    /// Waits until something changed and 10 ms more, so that a burst is one answer. Notifications that the kernel had to drop
+    /// count as a change of everything. It is safe to drop the future: the change is told by the next call.
+    pub async fn changed(&mut self) -> Result<Wake> {
+        while self.pending.is_empty() {
+            tokio::select! {
+                wake = next(&self.route, of_route) => self.pending.merge(wake?),
+                wake = next(&self.nftables, of_nftables) => self.pending.merge(wake?),
+            }
+        }
+        tokio::time::sleep(SETTLE).await;
+        self.pending.merge(drain(&self.route, of_route)?.0);
+        self.pending.merge(drain(&self.nftables, of_nftables)?.0);
+        Ok(std::mem::take(&mut self.pending))
+    }
+}
+
+/// What the messages of one socket mean.
+type Meaning = fn(kind: u16, payload: &[u8]) -> Wake;
+
+/// Waits until there is something to read, and reads it.
+async fn next(socket: &AsyncFd<OwnedFd>, meaning: Meaning) -> Result<Wake> {
+    let failed = |error: std::io::Error| Error::io("waiting for netlink notifications", &error);
+    // Errors are readiness of their own kind: lost notifications are told as one.
+    let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await.map_err(failed)?;
+    let (wake, emptied) = drain(socket, meaning)?;
+    if emptied {
+        ready.clear_ready();
+    }
+    Ok(wake)
+}
+
+/// Reads what is there, up to a bound, and tells whether it was all.
+fn drain(socket: &AsyncFd<OwnedFd>, meaning: Meaning) -> Result<(Wake, bool)> {
+    let mut wake = Wake::default();
+    // Larger datagrams are cut: what matters comes first in them.
+    let mut buffer = [0; 8192];
+    for _datagram in 0..DRAIN {
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => wake.merge(meanings(buffer.get(..length).unwrap_or_default(), meaning)),
+            Err(Errno::EAGAIN) => return Ok((wake, true)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::ENOBUFS) => {
+                wake.merge(Wake { links: true, addresses: true, routes: true, neighbours: true, nftables: true });
+            }
+            Err(errno) => return Err(Error::new("reading netlink notifications", errno)),
+        }
+    }
+    Ok((wake, false))
+}
+
+fn meanings(datagram: &[u8], meaning: Meaning) -> Wake {
+    let mut wake = Wake::default();
+    let mut rest = datagram;
+    while let Some([a, b, c, d, e, f]) = rest.first_chunk() {
+        let length = u32::from_ne_bytes([*a, *b, *c, *d]) as usize;
+        let payload = rest.get(HEADER..length.min(rest.len())).unwrap_or_default();
+        wake.merge(meaning(u16::from_ne_bytes([*e, *f]), payload));
+        rest = rest.get(length.max(HEADER).next_multiple_of(4)..).unwrap_or_default();
+    }
+    wake
+}
+
+fn of_route(kind: u16, payload: &[u8]) -> Wake {
+    let mut wake = Wake::default();
+    match kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => wake.links = true,
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => wake.addresses = true,
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => wake.routes = true,
+        libc::RTM_DELNEIGH => wake.neighbours = true,
+        // Resolution by ARP and learning by bridges are traffic and no configuration. ndm_state is at offset 8 of ndmsg.
+        libc::RTM_NEWNEIGH => {
+            let state =
+                payload.get(8..10).and_then(|state| state.first_chunk()).map(|state| u16::from_ne_bytes(*state));
+            wake.neighbours = state.is_none_or(|state| state & libc::NUD_PERMANENT != 0);
+        }
+        _ => {}
+    }
+    wake
+}
+
+fn of_nftables(_kind: u16, _payload: &[u8]) -> Wake {
+    Wake { nftables: true, ..Wake::default() }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the rule points to this crate")]
+fn listen(protocol: SockProtocol, groups: &[u32], what: &str) -> Result<AsyncFd<OwnedFd>> {
+    let failed = |errno| Error::new(format!("listening to changes of {what}"), errno);
+    let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).map_err(failed)?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, mask)).map_err(failed)?;
+    // SAFETY: the descriptor is open, and stays so and the same as long as the AsyncFd owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    registered.map_err(|error| Error::io(format!("listening to changes of {what}"), &error.into()))
+}
