@@ -46,6 +46,7 @@ fn start(socket: &Socket, index: u32) -> std::result::Result<(), Errno> {
     // SAFETY: the child makes plain system calls on memory that was prepared before, and leaves by _exit; it takes no lock
     // that another thread could have held at this moment.
     match unsafe { fork() }? {
+        // SAFETY: this is that child, and it was given a socket and a slice that live in its copy of the memory.
         ForkResult::Child => unsafe { send_and_exit(socket.as_fd().as_raw_fd(), &request) },
         ForkResult::Parent { child } => loop {
             match waitpid(child, None) {

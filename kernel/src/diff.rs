@@ -12,15 +12,15 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
     let stays = |device: &str| !doomed.contains(device);
     let mut changes = Vec::new();
 
-    let strays = |ours: bool| {
-        let mine = move |stray: &&StrayRoute| (stray.protocol == ROUTE_PROTOCOL) == ours;
+    let strays = |late: bool| {
         let left = actual.drift.strays.difference(&desired.drift.strays);
-        left.filter(mine).filter(|stray| stray.dev.as_deref().is_none_or(stays)).cloned().map(Change::DeleteStray)
+        let left = left.filter(move |stray| is_replaced_in_place(stray, desired) == late);
+        left.filter(|stray| stray.dev.as_deref().is_none_or(stays)).cloned().map(Change::DeleteStray)
     };
-    // A marked route that is not as it should be cannot be told from the right one once that is set.
-    changes.extend(strays(true));
+    changes.extend(strays(false));
     for (dst, route) in &actual.routes {
-        if stays(&route.dev) && !desired.routes.contains_key(dst) {
+        // IPv6 refuses a gateway to which a route leads over another device, be it the one that is about to be replaced.
+        if stays(&route.dev) && desired.routes.get(dst).is_none_or(|wanted| wanted.dev != route.dev) {
             changes.push(Change::DeleteRoute(*dst, route.clone()));
         }
     }
@@ -69,9 +69,15 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
             changes.push(Change::SetRoute(*dst, route.clone()));
         }
     }
-    // A predecessor's route to the same destination has been replaced without a gap by now; others go last.
-    changes.extend(strays(false));
+    changes.extend(strays(true));
     changes
+}
+
+/// Whether the desired route will take the place of this one without a gap, so that it may stay until then. A marked one
+/// could not be told from the right one afterwards; and see above for one over another device.
+fn is_replaced_in_place(stray: &StrayRoute, desired: &Overlay) -> bool {
+    let wanted = desired.routes.get(&stray.dst).map(|route| route.dev.as_str());
+    stray.protocol != ROUTE_PROTOCOL && stray.dev.is_some() && stray.dev.as_deref() == wanted
 }
 
 /// The devices that must go, for good or to be made anew.

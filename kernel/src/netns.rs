@@ -35,7 +35,7 @@ impl Netns {
         Netns::open(Path::new(OWN))
     }
 
-    /// Opens the namespace that `path` stands for: /proc/<pid>/ns/net, or a file on which one was mounted.
+    /// Opens the namespace that `path` stands for: `/proc/<pid>/ns/net`, or a file on which one was mounted.
     ///
     /// Fails with EINVAL if `path` is anything but a network namespace.
     pub fn open(path: &Path) -> Result<Self> {
@@ -81,6 +81,10 @@ impl Netns {
     /// Moves the calling thread into this namespace until the guard is dropped.
     pub fn enter(&self) -> Result<Guard> {
         let former = Netns::current()?;
+        // Proves that there is a way back, while it can still be an error: a process in a user namespace of its own may
+        // not return to a network namespace from outside.
+        setns(&former.fd, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| Error::new("making sure of the way back to the present network namespace", errno))?;
         setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|errno| Error::new("entering a network namespace", errno))?;
         Ok(Guard { former, _stays_on_its_thread: PhantomData })
     }

@@ -14,15 +14,13 @@ const IPV6_METRIC: u32 = 1024;
 pub struct Scope {
     /// names of the devices that we own, such as flannel.1, whether they exist or not
     pub devices: BTreeSet<String>,
-    /// the cluster's networks, in which no other gateway routes than ours make sense
+    /// the cluster's networks: gateway routes to parts of them are a predecessor's (Go flannel with host-gw)
     pub networks: Vec<IpNetwork>,
-    /// also take over the routes of a predecessor that did not mark them (Go flannel): those over our devices, and gateway
-    /// routes to parts of our networks
-    pub adopt: bool,
 }
 
 /// Reads the state of everything that is ours: the devices of `scope` with all their addresses (but link-local ones),
-/// permanent neighbours and forwarding entries, and our routes.
+/// permanent neighbours and forwarding entries, and our routes; and the routes that a predecessor left without a mark, as
+/// [strays](crate::Drift::strays).
 pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
     let links = netlink.links()?;
     let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
@@ -112,7 +110,7 @@ fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> Finding {
         libc::RTPROT_STATIC => over_ours,
         _ => false,
     };
-    if scope.adopt && unmarked { Finding::Stray } else { Finding::Foreign }
+    if unmarked { Finding::Stray } else { Finding::Foreign }
 }
 
 /// Whether the route has nothing about it that we would not have said.
@@ -172,11 +170,7 @@ mod tests {
     }
 
     fn scope() -> Scope {
-        Scope {
-            devices: BTreeSet::from(["flannel.1".into()]),
-            networks: vec!["10.5.0.0/16".parse().unwrap()],
-            adopt: true,
-        }
+        Scope { devices: BTreeSet::from(["flannel.1".into()]), networks: vec!["10.5.0.0/16".parse().unwrap()] }
     }
 
     #[test]
@@ -206,8 +200,6 @@ mod tests {
         for (dst, via, protocol, dev, adopted) in cases {
             let expected = if adopted { Finding::Stray } else { Finding::Foreign };
             assert_eq!(classify(&entry(dst, via, protocol), Some(dev), &scope()), expected, "{dst} {via:?} {dev}");
-            let hands_off = Scope { adopt: false, ..scope() };
-            assert_eq!(classify(&entry(dst, via, protocol), Some(dev), &hands_off), Finding::Foreign);
         }
     }
 }

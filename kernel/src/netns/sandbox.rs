@@ -10,11 +10,13 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getegid, geteuid};
 use std::fs;
 
-/// Makes the calling process root of a new user namespace in which its user and group are 0, so that it may make network
-/// namespaces without being root outside. The process must have a single thread (EINVAL otherwise, unshare(2)).
+/// Makes the calling process root of a new user namespace in which its user and group are 0, and moves it to a new network
+/// namespace that belongs to it: it may make others then, and enter and leave them, without being root outside. The
+/// process must have a single thread (EINVAL otherwise, unshare(2)).
 pub fn enter_user_namespace() -> Result<()> {
     let (user, group) = (geteuid(), getegid());
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| {
+    // Both in one call: nobody who left a network namespace of another owner could return to it.
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).map_err(|errno| {
         Error::new("making a user namespace", errno)
             .because("are unprivileged user namespaces allowed here (user.max_user_namespaces, kernel.unprivileged_userns_clone)?")
     })?;
