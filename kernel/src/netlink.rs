@@ -113,3 +113,52 @@ fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// A header followed by attributes that are well formed at the outside at least.
+    fn payload() -> impl Strategy<Value = Vec<u8>> {
+        let attribute = (0u16..64, vec(any::<u8>(), 0..40)).prop_map(|(kind, value)| {
+            let length = value.len() as u16 + 4;
+            let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        });
+        let header = prop_oneof![Just(8), Just(12), Just(16), 0usize..20].prop_flat_map(|size| vec(any::<u8>(), size));
+        (header, vec(attribute, 0..8), vec(any::<u8>(), 0..6))
+            .prop_map(|(header, attributes, rest)| [header, attributes.concat(), rest].concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
+
+        #[test]
+        fn no_message_makes_a_decoder_panic(payload in payload(), flags in any::<u16>()) {
+            let _ = link::decode(&payload);
+            let _ = address::decode(&payload);
+            let _ = neighbour::decode_neighbour(&payload);
+            let _ = neighbour::decode_fdb(&payload, 1);
+            let _ = route::decode_entry(&payload, IpAddr::from([0, 0, 0, 0]));
+            let _ = socket::refusal(flags, &payload);
+            let _ = VxlanAttributes::decode(&payload);
+        }
+    }
+
+    #[test]
+    fn the_kernels_own_words_are_read() {
+        let mut payload = (-libc::EINVAL).to_ne_bytes().to_vec();
+        payload.extend([0; 16]);
+        payload.extend([10, 0, 1, 0]);
+        payload.extend(b"wrong\0\0\0");
+        let (capped, tlvs) = (0x100, 0x200);
+        let refusal = socket::refusal(capped | tlvs, &payload).unwrap();
+        assert_eq!((refusal.errno, refusal.reason.as_str()), (Errno::EINVAL, "wrong"));
+        assert_eq!(socket::refusal(capped, &payload).unwrap().reason, "");
+        assert_eq!(socket::refusal(0, &0i32.to_ne_bytes()), None);
+    }
+}

@@ -66,7 +66,7 @@ fn body(index: u32, address: IpNetwork, ipv6_flags: AddressHeaderFlags) -> Addre
     body
 }
 
-fn decode(payload: &[u8]) -> Option<(u32, IpNetwork)> {
+pub(super) fn decode(payload: &[u8]) -> Option<(u32, IpNetwork)> {
     let header = AddressHeader::parse(payload).ok()?;
     let (mut local, mut address) = (None, None);
     for attribute in attributes(payload.get(8..)?) {

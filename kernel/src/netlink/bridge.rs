@@ -1,13 +1,12 @@
 //! Bridges and their ports.
 
+use super::Netlink;
 use super::link::{LinkChange, named};
 use super::socket::{Message, NLM_F_CREATE, NLM_F_EXCL};
-use super::{Netlink, refused};
 use crate::{Mac, Result};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use nix::errno::Errno;
 
 impl Netlink {
     /// Makes a bridge and switches it on. Its hardware address stays `mac`; without a given one the kernel would change
@@ -34,39 +33,6 @@ impl Netlink {
         let operation = || format!("setting hairpin mode of link number {index} to {on}");
         self.request(Message::encode(libc::RTM_NEWLINK, 0, &body), operation)
     }
-
-    /// Creates a device and, in the same system call, changes it by name: the kernel takes an alias, an address
-    /// generation mode and port settings for existing devices only. A device that cannot be finished is deleted again.
-    pub(super) fn create(
-        &mut self,
-        name: &str,
-        create: Message,
-        mut changes: Vec<LinkMessage>,
-        operation: impl Fn() -> String,
-    ) -> Result<()> {
-        let mut messages = vec![create];
-        for change in &mut changes {
-            change.attributes.push(named(name)?);
-            messages.push(Message::encode(libc::RTM_NEWLINK, 0, change));
-        }
-        let refusals = self.batch(&messages).map_err(|refusal| refused(operation(), refusal))?;
-        for (step, refusal) in refusals {
-            let change = step.checked_sub(1).and_then(|step| changes.get(step));
-            // Where IPv6 is switched off, there is no address generation that could be.
-            if refusal.errno == Errno::EAFNOSUPPORT && change.is_some_and(is_about_ipv6) {
-                continue;
-            }
-            if change.is_some() {
-                let _ = self.delete_link(name);
-            }
-            return Err(refused(operation(), refusal));
-        }
-        Ok(())
-    }
-}
-
-fn is_about_ipv6(body: &LinkMessage) -> bool {
-    body.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::AfSpecUnspec(_)))
 }
 
 /// The hairpin mode of a bridge port as an attribute.

@@ -2,7 +2,7 @@
 
 use super::socket::{Message, NLM_F_DUMP};
 use super::vxlan::VxlanAttributes;
-use super::{Netlink, attributes};
+use super::{Netlink, attributes, refused};
 use crate::{Error, Mac, Result};
 use netlink_packet_core::{NlaBuffer, Parseable, ParseableParametrized};
 use netlink_packet_route::AddressFamily;
@@ -116,6 +116,35 @@ impl Netlink {
         self.request(Message::encode(libc::RTM_SETLINK, 0, &body), operation)
     }
 
+    /// Creates a device and, in the same system call, changes it by name: the kernel takes an alias, an address
+    /// generation mode and port settings for existing devices only. A device that cannot be finished is deleted again.
+    pub(super) fn create(
+        &mut self,
+        name: &str,
+        create: Message,
+        mut changes: Vec<LinkMessage>,
+        operation: impl Fn() -> String,
+    ) -> Result<()> {
+        let mut messages = vec![create];
+        for change in &mut changes {
+            change.attributes.push(named(name)?);
+            messages.push(Message::encode(libc::RTM_NEWLINK, 0, change));
+        }
+        let refusals = self.batch(&messages).map_err(|refusal| refused(operation(), refusal))?;
+        for (step, refusal) in refusals {
+            let change = step.checked_sub(1).and_then(|step| changes.get(step));
+            // Where IPv6 is switched off, there is no address generation that could be.
+            if refusal.errno == Errno::EAFNOSUPPORT && change.is_some_and(is_about_ipv6) {
+                continue;
+            }
+            if change.is_some() {
+                let _ = self.delete_link(name);
+            }
+            return Err(refused(operation(), refusal));
+        }
+        Ok(())
+    }
+
     /// Deletes the device called `name`; false if there is none. This takes some 20 ms, nearly all of it spent waiting
     /// after the device is gone: see [`crate::detached`].
     pub fn delete_link(&mut self, name: &str) -> Result<bool> {
@@ -175,7 +204,7 @@ pub(super) fn named(name: &str) -> Result<LinkAttribute> {
     Ok(LinkAttribute::IfName(name.to_owned()))
 }
 
-fn decode(payload: &[u8]) -> Option<Link> {
+pub(super) fn decode(payload: &[u8]) -> Option<Link> {
     let header = LinkHeader::parse(payload).ok()?;
     let mut link = Link {
         index: header.index,
@@ -239,6 +268,10 @@ fn decode_info(info: &[u8], link: &mut Link) {
             _ => {}
         }
     }
+}
+
+fn is_about_ipv6(body: &LinkMessage) -> bool {
+    body.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::AfSpecUnspec(_)))
 }
 
 fn kind_called(name: &[u8]) -> LinkKind {

@@ -148,13 +148,13 @@ fn decode(payload: &[u8]) -> Option<Entry> {
     Some(entry)
 }
 
-fn decode_neighbour(payload: &[u8]) -> Option<Neighbour> {
+pub(super) fn decode_neighbour(payload: &[u8]) -> Option<Neighbour> {
     let entry = decode(payload)?;
     let (index, ip) = (entry.header.ifindex, entry.destination?);
     Some(Neighbour { index, ip, mac: entry.mac, permanent: entry.permanent })
 }
 
-fn decode_fdb(payload: &[u8], index: u32) -> Option<FdbEntry> {
+pub(super) fn decode_fdb(payload: &[u8], index: u32) -> Option<FdbEntry> {
     let entry = decode(payload)?;
     let own = entry.header.ifindex == index && entry.header.flags.contains(NeighbourFlags::Own);
     own.then_some(FdbEntry { mac: entry.mac?, dst: entry.destination, permanent: entry.permanent })

@@ -240,7 +240,7 @@ fn decode(payload: &[u8], family: IpAddr) -> Option<RouteEntry> {
     if header.flags.contains(RouteFlags::Cloned) { None } else { decode_entry(payload, family) }
 }
 
-fn decode_entry(payload: &[u8], family: IpAddr) -> Option<RouteEntry> {
+pub(super) fn decode_entry(payload: &[u8], family: IpAddr) -> Option<RouteEntry> {
     let header = RouteHeader::parse(payload).ok()?;
     let mut entry = RouteEntry {
         dst: everywhere(family),

@@ -94,9 +94,11 @@ impl Socket {
         for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK, libc::NETLINK_GET_STRICT_CHK] {
             let _ = set_netlink_option(&fd, option);
         }
-        // A batch of many messages answers with as many acknowledgements.
-        let _ = setsockopt(&fd, sockopt::RcvBuf, &(4 << 20));
-        let _ = setsockopt(&fd, sockopt::SndBuf, &(4 << 20));
+        // A batch of many messages answers with as many acknowledgements, and a table of nftables is sent in one piece. The
+        // usual limit (net.core.wmem_max) is 208 KiB; the privileged ways around it fail in a user namespace.
+        let size = 4 << 20;
+        let _ = setsockopt(&fd, sockopt::RcvBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &size));
+        let _ = setsockopt(&fd, sockopt::SndBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &size));
         Ok(Socket { fd, sequence: 0, buffer: vec![0; 256 << 10] })
     }
 
@@ -250,7 +252,7 @@ impl AsFd for Socket {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the door that the rule points to")]
-fn netlink_socket(protocol: SockProtocol) -> Result<OwnedFd, Errno> {
+pub(crate) fn netlink_socket(protocol: SockProtocol) -> Result<OwnedFd, Errno> {
     socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
 }
 
