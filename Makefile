@@ -56,6 +56,10 @@ lint:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
+# After a wanted change of what is printed: writes the golden files anew, to be read in the diff.
+golden:
+	UPDATE_GOLDEN=1 cargo test --workspace --locked golden
+
 install: build
 	install -D $(DIST)/flanneld-rs $(DESTDIR)$(PREFIX)/bin/flanneld-rs
 	install -D $(DIST)/cni-plugin $(DESTDIR)$(CNI_BIN)/.cni-plugin

@@ -44,7 +44,8 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
 
 /// Opens the sandbox's namespace; one that does not exist is the runtime's error 3.
 pub(crate) fn open_sandbox(sandbox: &Sandbox) -> Result<Netns, CniError> {
-    let netns = Netns::open(&sandbox.netns).map_err(|error| CniError::new(Code::UnknownContainer, error.to_string()))?;
+    let netns =
+        Netns::open(&sandbox.netns).map_err(|error| CniError::new(Code::UnknownContainer, error.to_string()))?;
     let own = Netns::current().map_err(kernel_error)?;
     if netns.id() == own.id() {
         return Err(CniError::new(
@@ -94,7 +95,10 @@ fn create_veth(
             if pod.link(&veth.pod).map_err(kernel_error)?.is_some() {
                 return Err(CniError::new(
                     Code::Kernel,
-                    format!("{} exists already in the sandbox: delete it, or attach under another CNI_IFNAME", veth.pod),
+                    format!(
+                        "{} exists already in the sandbox: delete it, or attach under another CNI_IFNAME",
+                        veth.pod
+                    ),
                 ));
             }
             // The name follows from this very attachment, which had no address until now: a leftover of a crash.
@@ -211,9 +215,7 @@ fn ensure_addresses(host: &mut Netlink, bridge: &Link, plan: &BridgePlan) -> Res
 fn conflicts(other: IpNetwork, wanted: IpNetwork) -> bool {
     match (other, wanted) {
         (IpNetwork::V4(_), IpNetwork::V4(_)) => true,
-        (IpNetwork::V6(other), IpNetwork::V6(wanted)) => {
-            !other.ip().is_unicast_link_local() && other.overlaps(wanted)
-        }
+        (IpNetwork::V6(other), IpNetwork::V6(wanted)) => !other.ip().is_unicast_link_local() && other.overlaps(wanted),
         _ => false,
     }
 }

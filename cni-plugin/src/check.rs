@@ -23,9 +23,10 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
     let bridge = host.link(&parsed.bridge).map_err(kernel_error)?;
     check_bridge(&parsed, previous, bridge.as_ref(), &mut host, &mut differences)?;
     check_host_end(sandbox, &parsed, bridge.as_ref(), &mut host, &mut differences)?;
-    let listed = previous.interfaces.iter().find(|interface| {
-        !interface.sandbox.is_empty() && interface.name == sandbox.id.ifname
-    });
+    let listed = previous
+        .interfaces
+        .iter()
+        .find(|interface| !interface.sandbox.is_empty() && interface.name == sandbox.id.ifname);
     check_pod_end(sandbox, listed, previous, &mut pod, &mut differences)?;
     if let Some(bridge) = &bridge {
         check_neighbours(bridge, listed, previous, &mut host, &mut differences)?;
@@ -158,7 +159,10 @@ fn check_neighbours(
         for neighbour in neighbours.iter().filter(|neighbour| neighbour.ip == ip) {
             let mac = neighbour.mac.map(|mac| mac.to_string()).unwrap_or_default();
             if !mac.eq_ignore_ascii_case(&wanted.mac) {
-                differences.push(format!("the host's neighbour entry for {ip} on {} is {mac}, not {}", bridge.name, wanted.mac));
+                differences.push(format!(
+                    "the host's neighbour entry for {ip} on {} is {mac}, not {}",
+                    bridge.name, wanted.mac
+                ));
             }
         }
     }

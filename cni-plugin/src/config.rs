@@ -188,6 +188,8 @@ fn requested_mac(config: &NetworkConfig, args: &Arguments) -> Result<Option<Mac>
 fn unsupported(key: &str) -> CniError {
     CniError::new(
         Code::UnsupportedField,
-        format!("{key} in the network configuration is not built yet: leave it out, or keep the reference bridge plugin"),
+        format!(
+            "{key} in the network configuration is not built yet: leave it out, or keep the reference bridge plugin"
+        ),
     )
 }

@@ -56,11 +56,7 @@ impl Plugin for Loopback {
 
     fn check(&self, sandbox: &Sandbox, _config: &NetworkConfig) -> Result<(), CniError> {
         let mut pod = Netlink::open_in(&open_sandbox(sandbox)?).map_err(kernel_error)?;
-        if lo(&mut pod)?.up {
-            Ok(())
-        } else {
-            Err(CniError::new(Code::CheckFailed, "lo in the sandbox is down"))
-        }
+        if lo(&mut pod)?.up { Ok(()) } else { Err(CniError::new(Code::CheckFailed, "lo in the sandbox is down")) }
     }
 
     fn gc(&self, _config: &NetworkConfig, _valid: &[AttachmentId]) -> Result<(), CniError> {

@@ -67,7 +67,10 @@ pub(crate) fn pod(
         if gateway == Some(ip.address.ip()) {
             return Err(CniError::new(
                 Code::InvalidConfig,
-                format!("{} is both the pod's address and its gateway: give the range another gateway", ip.address.ip()),
+                format!(
+                    "{} is both the pod's address and its gateway: give the range another gateway",
+                    ip.address.ip()
+                ),
             ));
         }
         ips.push(IpAssignment { interface: Some(POD), address: ip.address, gateway });
@@ -125,9 +128,8 @@ impl PodPlan {
 /// Configured routes, and the default route of each family that has none yet; a route without a gateway goes over the
 /// gateway of its family, as the reference plugins do.
 fn routes(gateway: Gateway, ips: &[IpAssignment], configured: &[Route]) -> Vec<Route> {
-    let gateway_for = |dst: IpNetwork| {
-        ips.iter().filter(|ip| ip.address.is_ipv4() == dst.is_ipv4()).find_map(|ip| ip.gateway)
-    };
+    let gateway_for =
+        |dst: IpNetwork| ips.iter().filter(|ip| ip.address.is_ipv4() == dst.is_ipv4()).find_map(|ip| ip.gateway);
     let mut routes: Vec<Route> = configured
         .iter()
         .map(|route| Route { gw: route.gw.or_else(|| gateway_for(route.dst)), ..route.clone() })

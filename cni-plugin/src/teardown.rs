@@ -42,7 +42,10 @@ impl Remains<'_> {
             return Ok(());
         }
         let Some(bridge) = host.link(self.bridge)? else { return Ok(()) };
-        self.addresses.iter().map(|address| host.delete_neighbour(bridge.index, *address).map(drop)).fold(Ok(()), Result::and)
+        self.addresses
+            .iter()
+            .map(|address| host.delete_neighbour(bridge.index, *address).map(drop))
+            .fold(Ok(()), Result::and)
     }
 }
 

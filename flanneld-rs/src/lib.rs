@@ -1,7 +1,18 @@
 //! The node daemon: leases a pod subnet, programs the overlay, and keeps it so.
 
+pub mod backend;
+pub mod daemon;
 pub mod family;
+pub mod files;
+pub mod firewall;
+pub mod health;
 mod json;
+pub mod keeper;
 pub mod lease;
 pub mod network_config;
+pub mod options;
+pub mod reconcile;
+pub mod service_manager;
 pub mod store;
+pub mod uninstall;
+pub mod uplink;

@@ -1,3 +1,48 @@
-//! flanneld-rs
+//! The node daemon's executable.
 
-fn main() {}
+use flanneld_rs::options::{Command, Options};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let options = match Options::parse_go_style(std::env::args()) {
+        Ok(options) => options,
+        Err(error) => error.exit(),
+    };
+    log_to_stderr(options.verbosity);
+    let outcome = match options.command {
+        Some(Command::Uninstall) => flanneld_rs::uninstall::uninstall(&options),
+        None => run(options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> Result<(), String> {
+    // One thread: a pass over the kernel's tables takes milliseconds, and nothing else is computed.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| format!("starting: {error}"))?.block_on(flanneld_rs::daemon::run(options))
+}
+
+fn log_to_stderr(verbosity: u8) {
+    let level = match verbosity {
+        0 => "info",
+        1 | 2 => "debug",
+        _ => "trace",
+    };
+    // Libraries speak up at their own warnings only, unless everything is asked for.
+    let filter =
+        if verbosity > 2 { EnvFilter::new(level) } else { EnvFilter::new(format!("warn,flanneld_rs={level}")) };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -71,7 +71,8 @@ fn a_vxlan_peer_is_a_neighbour_a_forwarding_entry_and_a_route_in_either_family()
         assert_eq!(mac.to_string(), "c6:d2:32:6f:8f:44");
         assert_eq!(overlay.fdb[&(device.into(), mac)].to_string(), outer);
     }
-    let addresses: Vec<String> = overlay.addresses.iter().map(|(device, address)| format!("{device} {address}")).collect();
+    let addresses: Vec<String> =
+        overlay.addresses.iter().map(|(device, address)| format!("{device} {address}")).collect();
     assert_eq!(addresses, ["flannel-v6.1 fd00:5:1::/128", "flannel.1 10.5.1.0/32"]);
     assert_eq!((overlay.routes.len(), overlay.neighbours.len(), overlay.fdb.len()), (2, 2, 2));
 }

@@ -25,7 +25,8 @@ fn every_file_is_known_and_parses() {
             assert!(list["name"].is_string() && !list["plugins"].as_array().unwrap().is_empty(), "{name}");
         } else if name.ends_with(".service") {
             let start = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
-            Options::parse_go_style(start.split(' ').map(String::from)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            Options::parse_go_style(start.split(' ').map(String::from))
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
         } else {
             panic!("{name} is read by no test");
         }

@@ -1,0 +1,147 @@
+//! VXLAN: one device for each family, and for each peer a neighbour entry, a forwarding entry and a route, as flannel has
+//! them: the peer's subnet is reached through the peer's own network address, which is the address of its device.
+
+use super::{Desired, Peer, peers};
+use crate::family::{Family, PerFamily};
+use crate::lease::{Announcement, Endpoint, Lease, LeaseTable};
+use crate::network_config;
+use crate::uplink::Uplink;
+use ipnetwork::IpNetwork;
+use kernel::{Mac, Route, VxlanLink};
+use serde::{Deserialize, Serialize};
+
+/// The backend type in leases.
+const TYPE: &str = "vxlan";
+/// The port of Linux, which flannel uses too; IANA's 4789 came later (Documentation/networking/vxlan.rst).
+const KERNEL_PORT: u16 = 8472;
+
+/// What a node tells the others of its VXLAN device; field order and names are flannel's.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Vtep {
+    #[serde(rename = "VNI", alias = "vni", alias = "Vni", default)]
+    vni: u32,
+    #[serde(rename = "VtepMAC", alias = "vtepMAC", alias = "VtepMac", alias = "vtepmac", with = "mac_text")]
+    mac: Mac,
+}
+
+mod mac_text {
+    use kernel::Mac;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mac: &Mac, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(mac)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mac, D::Error> {
+        std::borrow::Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// The VXLAN backend.
+#[derive(Clone, Debug)]
+pub struct Vxlan {
+    config: network_config::Vxlan,
+    macs: PerFamily<Mac>,
+}
+
+impl Vxlan {
+    pub(super) fn new(config: network_config::Vxlan, macs: PerFamily<Mac>) -> Self {
+        Vxlan { config, macs }
+    }
+
+    /// Name of the device of a family (flannel's).
+    pub(super) fn device(&self, family: Family) -> String {
+        match family {
+            Family::V4 => format!("flannel.{}", self.config.vni),
+            Family::V6 => format!("flannel-v6.{}", self.config.vni),
+        }
+    }
+
+    /// The device's address: the one that it has already, or one that depends on nothing but the node's address, so that
+    /// neither a restart nor a lost state directory makes the other nodes' entries stale.
+    fn mac(&self, uplink: &Uplink, family: Family) -> Option<Mac> {
+        let public = uplink.public.get(family)?;
+        let derived = || Mac::derive(&format!("vtep {} {public}", self.device(family)));
+        Some(self.macs.get(family).copied().unwrap_or_else(derived))
+    }
+
+    pub(super) fn announcement(&self, uplink: &Uplink, families: &[Family]) -> Announcement {
+        let mut endpoints = PerFamily::default();
+        for family in families {
+            if let (Some(public_ip), Some(mac)) = (uplink.public.get(*family), self.mac(uplink, *family)) {
+                let data = serde_json::to_string(&Vtep { vni: self.config.vni, mac }).ok();
+                endpoints.set(*family, Endpoint { public_ip: *public_ip, data });
+            }
+        }
+        Announcement { backend_type: TYPE.into(), endpoints }
+    }
+
+    pub(super) fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
+        // The pod network has one MTU: that of the family with the larger outer header.
+        families.iter().map(|family| self.device_mtu(uplink, *family)).min().unwrap_or(uplink.mtu)
+    }
+
+    /// Outer IP header, UDP, VXLAN and inner Ethernet: 20 or 40, and 8 + 8 + 14 bytes (RFC 7348 section 5).
+    fn device_mtu(&self, uplink: &Uplink, family: Family) -> u32 {
+        let overhead = match family {
+            Family::V4 => 50,
+            Family::V6 => 70,
+        };
+        // Below 68 bytes no IPv4 packet is guaranteed to pass (RFC 791), and the kernel refuses.
+        self.config.mtu.unwrap_or(uplink.mtu).min(uplink.mtu).saturating_sub(overhead).max(68)
+    }
+
+    pub(super) fn desired(&self, uplink: &Uplink, own: &Lease, leases: &LeaseTable, desired: &mut Desired) {
+        for (family, subnet) in own.subnets.iter() {
+            let (Some(local), Some(mac)) = (uplink.local.get(family), self.mac(uplink, family)) else { continue };
+            let device = self.device(family);
+            desired.overlay.links.insert(
+                device.clone(),
+                VxlanLink {
+                    vni: self.config.vni,
+                    port: self.config.port.unwrap_or(KERNEL_PORT),
+                    underlay: uplink.name.clone(),
+                    local: *local,
+                    mac,
+                    mtu: self.device_mtu(uplink, family),
+                    learning: self.config.learning,
+                    gbp: self.config.gbp,
+                },
+            );
+            desired.overlay.addresses.insert((device, IpNetwork::from(subnet.network())));
+        }
+        let peers = peers(TYPE, own, leases, &mut desired.left_out);
+        for peer in peers {
+            self.reach(&peer, uplink, desired);
+        }
+    }
+
+    fn reach(&self, peer: &Peer<'_>, uplink: &Uplink, desired: &mut Desired) {
+        let public_ip = peer.endpoint.public_ip;
+        if self.config.direct_routing && uplink.reaches_directly(public_ip) {
+            let route = Route { via: Some(public_ip), dev: uplink.name.clone(), onlink: false };
+            desired.overlay.routes.insert(peer.subnet, route);
+            return;
+        }
+        let vtep: Vtep = match serde_json::from_str(peer.endpoint.data.as_deref().unwrap_or("null")) {
+            Ok(vtep) => vtep,
+            Err(error) => {
+                let data = peer.endpoint.data.as_deref().unwrap_or("nothing");
+                desired
+                    .left_out
+                    .push(format!("{}: unusable {} backend data {data:?}: {error}", peer.lease, peer.family));
+                return;
+            }
+        };
+        let device = self.device(peer.family);
+        if let Some(other) = desired.overlay.fdb.get(&(device.clone(), vtep.mac)).filter(|other| **other != public_ip) {
+            // One MAC leads to one place; two nodes that claim it would take turns being unreachable.
+            desired.left_out.push(format!("{}: its VTEP address {} is claimed by {other} too", peer.lease, vtep.mac));
+            return;
+        }
+        let gateway = peer.subnet.network();
+        desired.overlay.neighbours.insert((device.clone(), gateway), vtep.mac);
+        desired.overlay.fdb.insert((device.clone(), vtep.mac), public_ip);
+        desired.overlay.routes.insert(peer.subnet, Route { via: Some(gateway), dev: device, onlink: true });
+    }
+}

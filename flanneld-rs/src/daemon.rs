@@ -1,0 +1,262 @@
+//! The daemon: puts the parts together, and waits for whatever wakes the next pass.
+
+use crate::backend::Backend;
+use crate::family::PerFamily;
+use crate::files::Files;
+use crate::firewall::Policy;
+use crate::health::{Condition, Health};
+use crate::keeper::Keeper;
+use crate::lease::Announcement;
+use crate::network_config::NetworkConfig;
+use crate::options::Options;
+use crate::reconcile::Reconciler;
+use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
+use crate::uplink::Choice;
+use ipam::subnet_env::SubnetEnv;
+use ipnetwork::IpNetwork;
+use kernel::netlink::Netlink;
+use kernel::{Mac, watch::Watch};
+use nix::errno::Errno;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// After a failed pass the next one comes this soon, whatever the resync period.
+const RETRY: Duration = Duration::from_secs(1);
+/// A burst of kernel notifications is one reason to look.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// Runs until SIGTERM or SIGINT, which leave everything in place.
+///
+/// # Errors
+/// One line: what cannot be mended by trying again.
+pub async fn run(options: Options) -> Result<(), String> {
+    let mut signals = Signals::open()?;
+    tokio::select! {
+        outcome = serve(&options) => outcome,
+        () = signals.end() => {
+            tracing::info!("ending; the data path stays as it is");
+            Ok(())
+        }
+    }
+}
+
+async fn serve(options: &Options) -> Result<(), String> {
+    let health = Health::new();
+    let choice = Choice::parse(options)?;
+    preflight()?;
+    if options.healthz_port != 0 {
+        let listener = Health::listen(SocketAddr::new(options.healthz_ip, options.healthz_port)).await?;
+        tokio::spawn(health.clone().serve(listener));
+    }
+    let store = Arc::new(store(options)?);
+    let config = Arc::new(network_config(options, &store, &health).await?);
+    let policy = Policy {
+        masquerade: options.ip_masq,
+        fully_random: !options.ip_masq_fully_random_disable,
+        forward: options.iptables_forward_rules,
+    };
+    let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
+    let previous = previous_subnets(&files, &config);
+    let backend = backend(&config).map_err(|error| error.to_string())?;
+    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, health.clone());
+    let mut reconciler = reconciler.map_err(|error| error.to_string())?;
+    let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
+
+    let announcement = loop {
+        match reconciler.announcement() {
+            Some(announcement) => break announcement,
+            None => {
+                health.beat();
+                wait(&mut kernel_events, RETRY).await;
+            }
+        }
+    };
+    let (announce, announced) = watch::channel(announcement);
+    let (publish, mut own) = watch::channel(None);
+    let lease_watch = store.watch();
+    let mut snapshots = lease_watch.receiver();
+    let keeper = Keeper {
+        store,
+        config,
+        node: node_name(options)?,
+        previous,
+        margin: options.renew_margin(),
+        announcement: announced,
+        snapshots: snapshots.clone(),
+        health: health.clone(),
+    };
+    let mut keeper = std::pin::pin!(keeper.run(publish));
+    let resync = Duration::from_secs(options.iptables_resync);
+    let mut told_service_manager = false;
+    loop {
+        let good = pass(&mut reconciler, &announce, &own.borrow_and_update(), &snapshots.borrow_and_update(), &health);
+        health.beat();
+        if !told_service_manager && health.ready().is_ok() {
+            tracing::info!("ready");
+            crate::service_manager::ready();
+            told_service_manager = true;
+        }
+        let pause = if good { resync } else { RETRY };
+        tokio::select! {
+            error = &mut keeper => return Err(error.to_string()),
+            _ = own.changed() => {}
+            _ = snapshots.changed() => {}
+            () = wait(&mut kernel_events, pause) => {}
+        }
+    }
+}
+
+fn pass(
+    reconciler: &mut Reconciler,
+    announce: &watch::Sender<Announcement>,
+    own: &Option<crate::store::OwnLease>,
+    snapshot: &Snapshot,
+    health: &Health,
+) -> bool {
+    let announcement = reconciler.announcement();
+    announce.send_if_modified(|present| match announcement {
+        Some(announcement) if announcement != *present => {
+            *present = announcement;
+            true
+        }
+        _ => false,
+    });
+    health.note(
+        "lease store",
+        match &snapshot.contact {
+            Contact::Down { why, .. } => format!("out of reach, the last known leases stay in force: {why}"),
+            _ => String::new(),
+        },
+    );
+    let skipped: Vec<String> = snapshot.skipped.iter().map(|(key, why)| format!("{key}: {why}")).collect();
+    health.note("entries that are no leases", skipped.join("; "));
+    let Some(leases) = &snapshot.leases else { return false };
+    health.set(Condition::Peers, Ok(()));
+    // Without a lease there is nothing to want; what a predecessor programmed stays.
+    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, leases))
+}
+
+/// Returns when the kernel's state has changed, and the burst of changes is over, or after `pause`.
+async fn wait(kernel_events: &mut Watch, pause: Duration) {
+    tokio::select! {
+        () = sleep(pause) => {}
+        event = kernel_events.changed() => {
+            if let Err(error) = event {
+                tracing::warn!("kernel notifications: {error}");
+                sleep(RETRY).await;
+            }
+            sleep(SETTLE).await;
+        }
+    }
+}
+
+/// Fails early, before a lease is taken, if this process may not program the kernel at all.
+fn preflight() -> Result<(), String> {
+    match kernel::may_configure_network() {
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.errno, Errno::EPERM | Errno::EACCES) => {
+            Err(format!("{error}: flanneld-rs needs CAP_NET_ADMIN"))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn store(options: &Options) -> Result<Store, String> {
+    if let Some(dir) = &options.store_dir {
+        return FileStore::open(dir, LEASE_TTL).map(Store::File).map_err(|error| error.to_string());
+    }
+    let etcd = EtcdOptions {
+        endpoints: options.etcd_endpoints.clone(),
+        prefix: options.etcd_prefix.clone(),
+        cafile: options.etcd_cafile.clone(),
+        certfile: options.etcd_certfile.clone(),
+        keyfile: options.etcd_keyfile.clone(),
+        user: options.etcd_username.clone().map(|name| (name, options.etcd_password.clone().unwrap_or_default())),
+        ttl: LEASE_TTL,
+    };
+    EtcdStore::new(etcd).map(Store::Etcd).map_err(|error| error.to_string())
+}
+
+/// The network configuration, from the file if one is named, or from the store as soon as it is there.
+async fn network_config(options: &Options, store: &Store, health: &Health) -> Result<NetworkConfig, String> {
+    if let Some(path) = &options.net_config_path {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("reading the network configuration {}: {error}", path.display()))?;
+        return NetworkConfig::parse(&text).map_err(|error| format!("{}: {error}", path.display()));
+    }
+    loop {
+        match store.network_config().await {
+            Ok(text) => {
+                return NetworkConfig::parse(&text)
+                    .map_err(|error| format!("network configuration in the store: {error}"));
+            }
+            Err(StoreError::Unavailable(reason)) => {
+                health.set(Condition::Lease, Err(format!("waiting for the network configuration: {reason}")));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+        health.beat();
+        sleep(RETRY).await;
+    }
+}
+
+/// The backend, with the addresses of tunnel devices that a predecessor, ours or Go flannel, has left in use.
+fn backend(config: &NetworkConfig) -> kernel::Result<Backend> {
+    let mut netlink = Netlink::open()?;
+    let fresh = Backend::new(config, PerFamily::default());
+    let mut macs = PerFamily::default();
+    for (family, device) in fresh.devices() {
+        if let Some(mac) = netlink.link(&device)?.and_then(|link| link.mac) {
+            macs.set(family, mac);
+        }
+    }
+    Ok(if macs == PerFamily::<Mac>::default() { fresh } else { Backend::new(config, macs) })
+}
+
+/// The subnets of this node's last life, if they were of this network.
+fn previous_subnets(files: &Files, config: &NetworkConfig) -> PerFamily<IpNetwork> {
+    let Ok(env) = SubnetEnv::read(&files.subnet_file) else { return PerFamily::default() };
+    let networks = config.networks();
+    let of_network = |subnet: &IpNetwork| {
+        networks.get(crate::family::Family::of(subnet.ip())).is_some_and(|network| network.contains(subnet.ip()))
+    };
+    env.subnets()
+        .filter(of_network)
+        .filter_map(|subnet| {
+            let network = IpNetwork::new(subnet.network(), subnet.prefix()).ok()?;
+            Some((crate::family::Family::of(subnet.ip()), network))
+        })
+        .collect()
+}
+
+fn node_name(options: &Options) -> Result<String, String> {
+    match &options.node_name {
+        Some(name) => Ok(name.clone()),
+        None => nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .map_err(|errno| format!("reading the host name: {errno}; give a name with --node-name")),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn open() -> Result<Self, String> {
+        let open = |kind| signal(kind).map_err(|error| format!("listening for signals: {error}"));
+        Ok(Signals { terminate: open(SignalKind::terminate())?, interrupt: open(SignalKind::interrupt())? })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

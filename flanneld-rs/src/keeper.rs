@@ -1,0 +1,148 @@
+//! Keeps this node's lease: acquires it, renews it in time, publishes what changed about the node, and gets it back when
+//! it was lost. The rest of the daemon only reads the newest lease.
+
+use crate::family::PerFamily;
+use crate::health::{Condition, Health};
+use crate::lease::Announcement;
+use crate::network_config::NetworkConfig;
+use crate::store::{Contact, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
+use ipnetwork::IpNetwork;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Between two attempts at a store that does not answer: short at first, since a node without a lease has no pods.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// A list of leases that lags behind our own writes is no reason for a storm of renewals.
+const DOUBT: Duration = Duration::from_secs(2);
+/// The longest sleep between two looks at the wall clock, which may jump.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// What the keeper works with.
+pub struct Keeper {
+    /// where leases are
+    pub store: Arc<Store>,
+    /// the pools
+    pub config: Arc<NetworkConfig>,
+    /// identity of this node
+    pub node: String,
+    /// subnets of this node's last life
+    pub previous: PerFamily<IpNetwork>,
+    /// how long before its end a lease is renewed
+    pub margin: Duration,
+    /// what the others shall know; changes are published
+    pub announcement: watch::Receiver<Announcement>,
+    /// what the store holds
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// the node's health
+    pub health: Health,
+}
+
+impl Keeper {
+    /// Keeps the lease for ever and hands every new state of it to `leases`. Ends with an error that trying again does not
+    /// mend.
+    pub async fn run(mut self, leases: watch::Sender<Option<OwnLease>>) -> StoreError {
+        loop {
+            let own = match self.acquire().await {
+                Ok(own) => own,
+                Err(error) => return error,
+            };
+            tracing::info!("leased {}", own.lease);
+            self.previous = own.lease.subnets;
+            self.health.set(Condition::Lease, Ok(()));
+            leases.send_replace(Some(own.clone()));
+            let reason = match self.keep(own, &leases).await {
+                Ok(lost) => lost,
+                Err(error) => return error,
+            };
+            // The pods and the kernel's tables stay as they are while the lease is fought for.
+            self.health.set(Condition::Lease, Err(reason.to_string()));
+        }
+    }
+
+    async fn acquire(&mut self) -> Result<OwnLease, StoreError> {
+        let mut pause = FIRST_RETRY;
+        loop {
+            let announcement = self.announcement.borrow_and_update().clone();
+            let want =
+                Want { config: &self.config, announcement: &announcement, previous: self.previous, node: &self.node };
+            match self.store.acquire(&want).await {
+                Ok(own) => return Ok(own),
+                Err(error @ StoreError::Invalid(_)) => return Err(error),
+                Err(error) => self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}"))),
+            }
+            sleep(pause).await;
+            pause = (2 * pause).min(LAST_RETRY);
+        }
+    }
+
+    /// Returns when the lease is lost, with the reason.
+    async fn keep(
+        &mut self,
+        mut own: OwnLease,
+        leases: &watch::Sender<Option<OwnLease>>,
+    ) -> Result<StoreError, StoreError> {
+        let mut pause = FIRST_RETRY;
+        let mut retry: Option<Instant> = None;
+        let mut doubt_from = Instant::now() + DOUBT;
+        loop {
+            let due = retry.unwrap_or_else(|| Instant::now() + self.until_renewal(&own));
+            let bounded = due.min(Instant::now() + LONGEST_SLEEP);
+            let doubted = self.is_doubtful(&own);
+            let renew = tokio::select! {
+                () = sleep_until(bounded) => due <= Instant::now() || self.until_renewal(&own).is_zero(),
+                () = sleep_until(doubt_from), if doubted => true,
+                changed = self.announcement.changed() => {
+                    if changed.is_err() {
+                        // The daemon is ending; so will this task.
+                        std::future::pending::<()>().await;
+                    }
+                    true
+                }
+                _ = self.snapshots.changed(), if !doubted => false,
+            };
+            if !renew {
+                continue;
+            }
+            doubt_from = Instant::now() + DOUBT;
+            let announcement = self.announcement.borrow_and_update().clone();
+            match self.store.renew(&own, &announcement).await {
+                Ok(renewed) => {
+                    if renewed.lease != own.lease {
+                        tracing::info!("lease now {}", renewed.lease);
+                    }
+                    own = renewed;
+                    (pause, retry) = (FIRST_RETRY, None);
+                    self.health.note("lease renewal", String::new());
+                    leases.send_replace(Some(own.clone()));
+                }
+                Err(lost @ StoreError::Lost { .. }) => return Ok(lost),
+                Err(error @ StoreError::Invalid(_)) => return Err(error),
+                Err(error) => {
+                    // No reason to stop serving pods: the subnet stays ours as long as nobody else takes it.
+                    self.health.note("lease renewal", error.to_string());
+                    retry = Some(Instant::now() + pause);
+                    pause = (2 * pause).min(LAST_RETRY);
+                }
+            }
+        }
+    }
+
+    fn until_renewal(&self, own: &OwnLease) -> Duration {
+        match own.expires {
+            // A lease that ends further away than it can live means that the clock was set back: renew at the usual time.
+            Some(expires) => expires.duration_since(SystemTime::now()).unwrap_or_default().saturating_sub(self.margin),
+            None => Duration::MAX / 4,
+        }
+    }
+
+    /// An up-to-date list that does not show our lease as we left it: deleted or overwritten, unless the list lags behind.
+    /// The store tells which when it is asked to renew.
+    fn is_doubtful(&mut self, own: &OwnLease) -> bool {
+        let snapshot = self.snapshots.borrow_and_update();
+        let Some(leases) = snapshot.leases.as_ref().filter(|_| snapshot.contact == Contact::Live) else { return false };
+        leases.get(&own.lease.subnets) != Some(&own.lease)
+    }
+}

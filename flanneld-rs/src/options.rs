@@ -1,0 +1,197 @@
+//! Command line: flannel's flags, with flannel's defaults and `FLANNELD_*` environment forms, for what is built so far.
+
+use clap::{ArgAction, Parser, Subcommand};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Leases a pod subnet for this node, programs the overlay network, and keeps it so.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "flanneld-rs", version, disable_version_flag = true, max_term_width = 120)]
+pub struct Options {
+    /// What to do instead of running the daemon
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Keep leases in this directory, shared by the daemons of one machine, instead of in etcd
+    #[arg(long, env = "FLANNELD_STORE_DIR", global = true)]
+    pub store_dir: Option<PathBuf>,
+
+    /// A comma-delimited list of etcd endpoints
+    #[arg(
+        long,
+        env = "FLANNELD_ETCD_ENDPOINTS",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        global = true
+    )]
+    pub etcd_endpoints: Vec<String>,
+
+    /// etcd prefix
+    #[arg(long, env = "FLANNELD_ETCD_PREFIX", default_value = "/coreos.com/network", global = true)]
+    pub etcd_prefix: String,
+
+    /// SSL key file used to secure etcd communication
+    #[arg(long, env = "FLANNELD_ETCD_KEYFILE", global = true)]
+    pub etcd_keyfile: Option<PathBuf>,
+
+    /// SSL certification file used to secure etcd communication
+    #[arg(long, env = "FLANNELD_ETCD_CERTFILE", global = true)]
+    pub etcd_certfile: Option<PathBuf>,
+
+    /// SSL Certificate Authority file used to secure etcd communication
+    #[arg(long, env = "FLANNELD_ETCD_CAFILE", global = true)]
+    pub etcd_cafile: Option<PathBuf>,
+
+    /// username for BasicAuth to etcd
+    #[arg(long, env = "FLANNELD_ETCD_USERNAME", global = true)]
+    pub etcd_username: Option<String>,
+
+    /// password for BasicAuth to etcd
+    #[arg(long, env = "FLANNELD_ETCD_PASSWORD", hide_env_values = true, global = true)]
+    pub etcd_password: Option<String>,
+
+    /// Interface to use (IP or name) for inter-host communication; may be given several times, the first match is taken
+    #[arg(long, env = "FLANNELD_IFACE", value_delimiter = ',', action = ArgAction::Append)]
+    pub iface: Vec<String>,
+
+    /// Regular expression to match the first interface to use (IP or name); may be given several times
+    #[arg(long, env = "FLANNELD_IFACE_REGEX", action = ArgAction::Append)]
+    pub iface_regex: Vec<String>,
+
+    /// Use the interface over which the given address is reached
+    #[arg(long, env = "FLANNELD_IFACE_CAN_REACH")]
+    pub iface_can_reach: Option<IpAddr>,
+
+    /// File to which the node's subnet and MTU are written for the CNI plugins
+    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env", global = true)]
+    pub subnet_file: PathBuf,
+
+    /// IPv4 address by which other nodes reach this one
+    #[arg(long, env = "FLANNELD_PUBLIC_IP")]
+    pub public_ip: Option<Ipv4Addr>,
+
+    /// IPv6 address by which other nodes reach this one
+    #[arg(long, env = "FLANNELD_PUBLIC_IPV6")]
+    pub public_ipv6: Option<Ipv6Addr>,
+
+    /// Subnet lease renewal margin, in minutes, less than the lease's 24 hours
+    #[arg(long, env = "FLANNELD_SUBNET_LEASE_RENEW_MARGIN", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..1440))]
+    pub subnet_lease_renew_margin: u64,
+
+    /// Set up masquerading for traffic that leaves the pod network
+    #[arg(long, env = "FLANNELD_IP_MASQ", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub ip_masq: bool,
+
+    /// Do not choose source ports at random when masquerading
+    #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+    pub ip_masq_fully_random_disable: bool,
+
+    /// Accept forwarded traffic of the pod network
+    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", num_args = 0..=1, require_equals = true, default_value_t = true,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub iptables_forward_rules: bool,
+
+    /// Seconds between two full comparisons of desired and actual state; changes are noticed at once besides
+    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub iptables_resync: u64,
+
+    /// Path to the network configuration file; without it the configuration is read from the lease store
+    #[arg(long, env = "FLANNELD_NET_CONFIG_PATH", global = true)]
+    pub net_config_path: Option<PathBuf>,
+
+    /// The IP address on which /healthz and /readyz are served
+    #[arg(long, env = "FLANNELD_HEALTHZ_IP", default_value = "0.0.0.0")]
+    pub healthz_ip: IpAddr,
+
+    /// The port on which /healthz and /readyz are served; 0: not at all
+    #[arg(long, env = "FLANNELD_HEALTHZ_PORT", default_value_t = 0)]
+    pub healthz_port: u16,
+
+    /// Directory into which the conflist is installed when the node is ready; without it none is
+    #[arg(long, env = "FLANNELD_CNI_CONF_DIR", global = true)]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// Name of this node, by which it is recognised in the lease store (default: $NODE_NAME, then the host name)
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+
+    /// Logging verbosity: 0 tells what changes, 1 why, 2 everything
+    #[arg(long = "v", default_value_t = 0, global = true)]
+    pub verbosity: u8,
+
+    /// Print version and exit
+    #[arg(long, action = ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// What else the executable does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Remove everything that the daemon put on this node: devices, routes, rules, files. The lease is kept.
+    Uninstall,
+}
+
+impl Options {
+    /// The lease renewal margin.
+    pub fn renew_margin(&self) -> Duration {
+        Duration::from_secs(60 * self.subnet_lease_renew_margin)
+    }
+
+    /// Parses the arguments of the process, first of which is its name. Go's flag package takes `-name` for `--name`; so
+    /// do we, since existing units and manifests are written either way.
+    pub fn parse_go_style(args: impl IntoIterator<Item = String>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(args.into_iter().map(|arg| match arg.strip_prefix('-') {
+            Some(name) if name.len() > 1 && name.starts_with(|first: char| first.is_ascii_alphabetic()) => {
+                format!("-{arg}")
+            }
+            Some("v") => "--v".into(),
+            _ => arg,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Options {
+        Options::parse_go_style(std::iter::once("flanneld-rs").chain(args.iter().copied()).map(String::from)).unwrap()
+    }
+
+    #[test]
+    fn flags_are_written_as_go_allows() {
+        for args in [["-ip-masq", "-iface=eth1"], ["--ip-masq", "--iface=eth1"], ["--ip-masq=true", "-iface=eth1"]] {
+            let options = parse(&args);
+            assert!(options.ip_masq);
+            assert_eq!(options.iface, ["eth1"]);
+        }
+        assert!(!parse(&["--ip-masq=false"]).ip_masq);
+        assert_eq!(parse(&["-v=2"]).verbosity, 2);
+        assert_eq!(parse(&["-v", "2"]).verbosity, 2);
+    }
+
+    #[test]
+    fn defaults_are_flannels() {
+        let options = parse(&[]);
+        assert_eq!(options.etcd_endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+        assert_eq!(options.etcd_prefix, "/coreos.com/network");
+        assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
+        assert_eq!(options.renew_margin(), Duration::from_secs(3600));
+        assert!(options.iptables_forward_rules && !options.ip_masq);
+        assert_eq!(options.healthz_port, 0);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in
+            [["--public-ip=fish"], ["--subnet-lease-renew-margin=0"], ["--no-such-flag"], ["--iptables-resync=0"]]
+        {
+            let args = std::iter::once("flanneld-rs").chain(args).map(String::from);
+            assert!(Options::parse_go_style(args).is_err());
+        }
+    }
+}

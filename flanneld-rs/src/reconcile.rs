@@ -1,0 +1,183 @@
+//! One pass from what there is to what there should be. Events only wake it; it looks at the kernel itself, and writes
+//! nothing where nothing differs.
+
+use crate::backend::Backend;
+use crate::family::{Family, PerFamily};
+use crate::files::Files;
+use crate::firewall::{self, Policy};
+use crate::health::{Condition, Health};
+use crate::lease::{Announcement, Lease, LeaseTable};
+use crate::network_config::NetworkConfig;
+use crate::uplink::{Choice, Tables, Uplink};
+use ipam::subnet_env::SubnetEnv;
+use ipnetwork::IpNetwork;
+use kernel::netlink::Netlink;
+use kernel::nft::{self, Nft};
+use kernel::sysctl;
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The tables that Go flannel's nftables mode leaves behind; two masquerade rules for one packet are one too many.
+const GO_TABLES: [(nft::Family, &str); 2] = [(nft::Family::Ip, "flannel-ipv4"), (nft::Family::Ip6, "flannel-ipv6")];
+
+/// What a pass works with.
+pub struct Reconciler {
+    /// the network
+    pub config: Arc<NetworkConfig>,
+    /// the backend
+    pub backend: Backend,
+    /// what the operator said of the interface
+    pub choice: Choice,
+    /// rules that are wanted
+    pub policy: Policy,
+    /// files to be kept up to date
+    pub files: Files,
+    /// where findings go
+    pub health: Health,
+    netlink: Netlink,
+    nft: Nft,
+    uplink: Option<Uplink>,
+    took_over: bool,
+}
+
+impl Reconciler {
+    /// Opens the kernel's doors.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn new(
+        config: Arc<NetworkConfig>,
+        backend: Backend,
+        choice: Choice,
+        policy: Policy,
+        files: Files,
+        health: Health,
+    ) -> kernel::Result<Self> {
+        let (netlink, nft) = (Netlink::open()?, Nft::open()?);
+        Ok(Reconciler { config, backend, choice, policy, files, health, netlink, nft, uplink: None, took_over: false })
+    }
+
+    /// What this node should announce, from the interface as it is now. None: there is no usable interface (yet).
+    pub fn announcement(&mut self) -> Option<Announcement> {
+        let families = self.families();
+        let chosen = Tables::read(&mut self.netlink, &self.choice)
+            .map_err(|error| error.to_string())
+            .and_then(|tables| Uplink::choose(&tables, &self.choice, &families));
+        match chosen {
+            Ok(uplink) => {
+                if self.uplink.as_ref() != Some(&uplink) {
+                    tracing::info!(
+                        "underlay interface {} (MTU {}), {}",
+                        uplink.name,
+                        uplink.mtu,
+                        describe(&uplink.public)
+                    );
+                }
+                self.health.note("underlay", String::new());
+                self.uplink = Some(uplink);
+            }
+            // An interface that is away for a moment leaves the state as it is: nothing is torn down for it.
+            Err(reason) => self.health.note("underlay", format!("waiting for a usable interface: {reason}")),
+        }
+        self.uplink.as_ref().map(|uplink| self.backend.announcement(uplink, &families))
+    }
+
+    /// Brings kernel and files to what `own` and `leases` ask for. Returns whether all of it succeeded.
+    pub fn pass(&mut self, own: &Lease, leases: &LeaseTable) -> bool {
+        let Some(uplink) = self.uplink.clone() else { return false };
+        let overlay = self.overlay(&uplink, own, leases);
+        let firewall = self.firewall(own);
+        let files = self.write_files(&uplink, own, overlay.is_ok() && firewall.is_ok());
+        let good = overlay.is_ok() && firewall.is_ok() && files.is_ok();
+        self.health.set(Condition::Overlay, overlay);
+        self.health.set(Condition::Firewall, firewall);
+        self.health.set(Condition::Files, files);
+        good
+    }
+
+    fn overlay(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable) -> Result<(), String> {
+        let desired = self.backend.desired(uplink, own, leases);
+        self.health.note("peers left out", summary(&desired.left_out));
+        let scope = self.backend.scope(&self.config);
+        let actual = kernel::observe(&mut self.netlink, &scope).map_err(|error| error.to_string())?;
+        let changes = kernel::diff(&actual, &desired.overlay);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match changes.as_slice() {
+            few if few.len() <= 8 => few.iter().for_each(|change| tracing::info!("{change}")),
+            many => tracing::info!("{} changes of links, addresses, neighbours and routes", many.len()),
+        }
+        let failures = kernel::apply(&mut self.netlink, &changes);
+        if failures.is_empty() { Ok(()) } else { Err(summary(&failures)) }
+    }
+
+    fn firewall(&mut self, own: &Lease) -> Result<(), String> {
+        let mut failures = Vec::new();
+        let networks = self.config.networks();
+        let wanted = firewall::tables(self.policy, &networks, &own.subnets);
+        for table in &wanted {
+            match self.nft.ensure(table) {
+                Ok(true) => tracing::info!("placed nftables table {}", table.name),
+                Ok(false) => {}
+                Err(error) => failures.push(error),
+            }
+        }
+        if !self.took_over {
+            let ours = Family::ALL.map(|family| (firewall::nft_family(family), firewall::TABLE));
+            let unwanted = ours.into_iter().filter(|(family, _)| wanted.iter().all(|table| table.family != *family));
+            for (family, name) in unwanted.chain(GO_TABLES) {
+                failures.extend(self.nft.delete(family, name).err());
+            }
+            self.took_over = failures.is_empty();
+        }
+        // A node that does not forward is an island to its pods. Switched on only: others on the node may need it too.
+        for family in networks.families() {
+            let key = match family {
+                Family::V4 => "net/ipv4/ip_forward",
+                Family::V6 => "net/ipv6/conf/all/forwarding",
+            };
+            failures.extend(sysctl::set(key, "1").err());
+        }
+        if failures.is_empty() { Ok(()) } else { Err(summary(&failures)) }
+    }
+
+    fn write_files(&mut self, uplink: &Uplink, own: &Lease, ready: bool) -> Result<(), String> {
+        let networks = self.config.networks();
+        let env = SubnetEnv {
+            networks: networks.iter().map(|(_, network)| *network).collect(),
+            subnets: own.subnets.iter().map(|(_, subnet)| with_gateway(*subnet)).collect(),
+            mtu: self.backend.mtu(uplink, &self.families()),
+            ip_masq: self.policy.masquerade,
+        };
+        self.files.write_subnet(&env)?;
+        if ready { self.files.install_conflist() } else { Err("the conflist waits for the node to be ready".into()) }
+    }
+
+    fn families(&self) -> Vec<Family> {
+        self.config.networks().families().collect()
+    }
+}
+
+/// The subnet as the plugins read it: with the gateway, its first usable address.
+fn with_gateway(subnet: IpNetwork) -> IpNetwork {
+    let first = match subnet.network() {
+        IpAddr::V4(network) => IpAddr::V4((network.to_bits() | 1).into()),
+        IpAddr::V6(network) => IpAddr::V6((network.to_bits() | 1).into()),
+    };
+    IpNetwork::new(first, subnet.prefix()).unwrap_or(subnet)
+}
+
+fn describe(addresses: &PerFamily<IpAddr>) -> String {
+    addresses.iter().map(|(_, address)| address.to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+/// The first few of many, for one line of text.
+fn summary<T: Display>(items: &[T]) -> String {
+    let shown: Vec<String> = items.iter().take(3).map(T::to_string).collect();
+    match items.len().checked_sub(3).filter(|more| *more > 0) {
+        Some(more) => format!("{} (and {more} more)", shown.join("; ")),
+        None => shown.join("; "),
+    }
+}
