@@ -3,10 +3,11 @@
 //!
 //! Sockets of our own, because the rtnetlink crate queues each message in memory without a bound, and knows no nftables.
 
+use crate::netlink::socket::netlink_socket;
 use crate::netns::Netns;
 use crate::{Error, Result};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, bind, recv};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -162,12 +163,10 @@ fn of_nftables(_kind: u16, _payload: &[u8]) -> Wake {
     Wake { nftables: true, ..Wake::default() }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the rule points to this crate")]
 fn listen(protocol: SockProtocol, groups: &[u32], what: &str) -> Result<AsyncFd<OwnedFd>> {
     let failed = |errno| Error::new(format!("listening to changes of {what}"), errno);
     let mask = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).map_err(failed)?;
+    let fd = netlink_socket(protocol).map_err(failed)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, mask)).map_err(failed)?;
     // SAFETY: the descriptor is open, and stays so and the same as long as the AsyncFd owns it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };

@@ -9,7 +9,7 @@ use super::shape::{ChainShape, SetShape, Shape};
 use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
 use crate::{Error, Result};
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often a reading into which somebody's transaction fell is repeated. After that a mixture counts, which can only look
 /// broken where it is not.
@@ -38,48 +38,51 @@ fn generation(socket: &mut Socket, table: &Table) -> Result<u32> {
     })
 }
 
-/// Chains and sets are looked for by the names that `table` has; that there are others shows in the number of objects. So the
-/// cost does not depend on the tables of others.
 fn observe_once(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
     let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
-        *found = Some((number(payload, 2).unwrap_or(0), number(payload, 3).unwrap_or(0)));
+        *found = Some((number(payload, 2).unwrap_or(0), number(payload, 3)));
     })?
     else {
         return Ok(None);
     };
-    let mut shape = Shape { flags, objects, ..Shape::default() };
-    for chain in &table.chains {
-        let content = Attributes::after(&header(table.family)).text(1, &table.name).text(3, &chain.name);
-        let found: Option<ChainShape> = read(socket, table, GET_CHAIN, NEW_CHAIN, 0, content, |found, payload| {
-            *found = Some(chain_found(payload))
-        })?;
-        if let Some(found) = found {
-            shape.chains.insert(chain.name.clone(), found);
-        }
-    }
+    let expected = u32::try_from(table.chains.len() + table.sets.len()).ok();
+    let chains = if objects == expected { own_chains(socket, table)? } else { all_chains(socket, table)? };
+    let mut shape = Shape { flags, chains, sets: sets(socket, table)? };
     for (chain, rules) in rules(socket, table)? {
         shape.chains.entry(chain).or_default().rules = rules;
     }
-    shape.sets = sets(socket, table)?;
     for name in table.sets.keys() {
         if let Some(set) = shape.sets.get_mut(name) {
-            let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, name);
-            set.elements = read(
-                socket,
-                table,
-                GET_ELEMENT,
-                NEW_ELEMENT,
-                NLM_F_DUMP,
-                content,
-                |found: &mut std::collections::BTreeSet<Encoded>, payload| {
-                    let list = find(payload, 3).unwrap_or_default();
-                    found.extend(attributes(list).map(|(_, element)| element_found(element)));
-                },
-            )?;
+            set.elements = elements(socket, table, name)?;
         }
     }
     Ok(Some(shape))
+}
+
+/// The chains that `table` has. If the number of objects is right there are no others, and it costs nothing how many chains
+/// the tables of others have.
+fn own_chains(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, ChainShape>> {
+    let mut chains = BTreeMap::new();
+    for chain in &table.chains {
+        let content = Attributes::after(&header(table.family)).text(1, &table.name).text(3, &chain.name);
+        let found: Option<ChainShape> = read(socket, table, GET_CHAIN, NEW_CHAIN, 0, content, |found, payload| {
+            *found = Some(chain_found(payload));
+        })?;
+        chains.extend(found.map(|found| (chain.name.clone(), found)));
+    }
+    Ok(chains)
+}
+
+/// All chains of the table, picked from those of the family. A wrong number of objects alone proves nothing: the kernel counts
+/// what transactions of others are about to do, or will not do after all.
+fn all_chains(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, ChainShape>> {
+    let content = Attributes::after(&header(table.family));
+    read(socket, table, GET_CHAIN, NEW_CHAIN, NLM_F_DUMP, content, |found, payload| {
+        if text(payload, 1).is_some_and(|name| name == table.name) {
+            BTreeMap::insert(found, text(payload, 3).unwrap_or_default(), chain_found(payload));
+        }
+    })
 }
 
 fn rules(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Vec<Option<String>>>> {
@@ -101,6 +104,14 @@ fn sets(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, SetShape>
             let set = SetShape { flags: of(3), key: (of(4), of(5)), data: (of(6), of(7)), ..SetShape::default() };
             BTreeMap::insert(found, text(payload, 2).unwrap_or_default(), set);
         }
+    })
+}
+
+fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<BTreeSet<Encoded>> {
+    let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, set);
+    read(socket, table, GET_ELEMENT, NEW_ELEMENT, NLM_F_DUMP, content, |found, payload| {
+        let list = find(payload, 3).unwrap_or_default();
+        BTreeSet::extend(found, attributes(list).map(|(_, element)| element_found(element)));
     })
 }
 

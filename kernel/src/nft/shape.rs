@@ -12,8 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct Shape {
     /// NFTA_TABLE_FLAGS; a dormant table does nothing
     pub(super) flags: u32,
-    /// how many chains, sets and other objects it has
-    pub(super) objects: u32,
     /// chains by name
     pub(super) chains: BTreeMap<String, ChainShape>,
     /// sets and maps by name
@@ -45,7 +43,7 @@ pub(super) struct SetShape {
 impl Shape {
     /// The shape that `table` has once it is programmed.
     pub(super) fn of(table: &Table) -> Result<Shape> {
-        let mut shape = Shape { objects: count(table.chains.len() + table.sets.len()), ..Shape::default() };
+        let mut shape = Shape::default();
         for chain in &table.chains {
             let hook = chain.hook.map(|hook| (hook.kind.word().into(), hook.number(), hook.priority, hook.policy()));
             let rules = chain.rules.iter().map(|rule| comment(table, chain, rule).map(Some)).collect::<Result<_>>()?;

@@ -29,6 +29,11 @@ struct Addresses {
 impl World {
     fn new(addresses: &Addresses) -> Self {
         let world = World { pod: fresh(), node: fresh(), outside: fresh() };
+        // Nobody waits for the detection of duplicate addresses.
+        let no_detection = || sysctl::set("net.ipv6.conf.default.accept_dad", "0").unwrap();
+        for namespace in [&world.pod, &world.node, &world.outside] {
+            namespace.run(no_detection).unwrap();
+        }
         world.cable("inner", addresses.gateway, &world.pod, addresses.pod);
         world.cable("outer", addresses.node, &world.outside, addresses.outside);
         let forwarding = match addresses.everything {
