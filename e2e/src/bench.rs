@@ -1,0 +1,119 @@
+//! The benchmark: each figure beside that of Debian's reference plugins, measured alternately in the same run, so that a
+//! busy machine slows both.
+
+mod cni;
+mod daemon;
+mod ipam;
+mod machine;
+mod overlay;
+mod sample;
+
+use crate::Result;
+use crate::table::Table;
+use sample::Sample;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// How to measure.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Wishes {
+    /// Write the result into e2e/BENCHMARKS.md as well
+    #[arg(long)]
+    pub write: bool,
+    /// Measure less often: for a first impression
+    #[arg(long)]
+    pub quick: bool,
+}
+
+impl Wishes {
+    /// How often something is measured that is normally measured `usual` times.
+    fn times(self, usual: usize) -> usize {
+        if self.quick { usual.div_ceil(5) } else { usual }
+    }
+}
+
+/// One line of the result.
+#[derive(Clone, Debug, PartialEq)]
+struct Figure {
+    what: String,
+    /// the reference's time, if there is one to compare with
+    reference: Option<f64>,
+    ours: f64,
+    unit: &'static str,
+    /// the largest ratio of ours to the reference that is wanted
+    wanted: Option<f64>,
+    note: String,
+}
+
+impl Figure {
+    /// Our own time, in milliseconds.
+    fn time(what: impl Into<String>, ours: f64) -> Self {
+        Figure { what: what.into(), reference: None, ours, unit: "ms", wanted: None, note: String::new() }
+    }
+
+    fn beside(self, reference: f64) -> Self {
+        Figure { reference: Some(reference), ..self }
+    }
+
+    fn wanted(self, ratio: f64) -> Self {
+        Figure { wanted: Some(ratio), ..self }
+    }
+
+    fn note(self, note: impl Into<String>) -> Self {
+        Figure { note: note.into(), ..self }
+    }
+
+    fn row(&self) -> [String; 6] {
+        let number = |value: f64| format!("{value:.2} {}", self.unit);
+        let ratio = self.reference.map(|reference| self.ours / reference);
+        let judged = match (ratio, self.wanted) {
+            (Some(ratio), Some(wanted)) if ratio <= wanted => format!("≤ {wanted:.2}: met"),
+            (Some(_), Some(wanted)) => format!("≤ {wanted:.2}: MISSED"),
+            _ => String::new(),
+        };
+        [
+            self.what.clone(),
+            self.reference.map(number).unwrap_or_default(),
+            number(self.ours),
+            ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+            judged,
+            self.note.clone(),
+        ]
+    }
+}
+
+/// Measures everything with files in `directory`, prints the table, and writes it if wished.
+pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
+    let wishes = *wishes;
+    let mut figures = Vec::new();
+    let part = |name: &str| eprintln!("measuring {name}");
+    part("the CNI executable");
+    figures.extend(cni::measure(wishes, &directory.join("cni"))?);
+    part("address allocation");
+    figures.extend(ipam::measure(wishes, &directory.join("ipam"))?);
+    part("programming the kernel");
+    figures.extend(overlay::measure(wishes)?);
+    part("the daemon");
+    figures.extend(daemon::measure(wishes, &directory.join("daemon"))?);
+    let text = document(&figures)?;
+    std::io::stdout().write_all(text.as_bytes())?;
+    if wishes.write {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("BENCHMARKS.md");
+        std::fs::write(&path, text).map_err(|error| format!("writing {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn document(figures: &[Figure]) -> Result<String> {
+    let mut table = Table::new(["measurement", "reference", "ours", "ratio", "wanted", "note"]);
+    for figure in figures {
+        table.row(figure.row());
+    }
+    Ok(format!(
+        "# Benchmarks\n\n{}\n\nWritten by `make bench ARGS=--write`. The reference is Debian's package \
+         containernetworking-plugins (`bridge` with `host-local`), measured alternately with ours in the same run; the \
+         ratio is ours to the reference's, smaller is better.\n\n{}",
+        machine::description()?,
+        table.markdown()
+    ))
+}
