@@ -242,6 +242,10 @@ fn element_attributes(element: &Encoded) -> Attributes {
 fn chain_step(table: &Table, chain: &Chain) -> Result<Step> {
     named("chain", &chain.name)?;
     let subject = format!("adding chain {} to {}", chain.name, describe(table));
+    // The kernel would put the rules of both into one.
+    if table.chains.iter().filter(|other| other.name == chain.name).count() > 1 {
+        return Err(Error::new(subject, Errno::EINVAL).because("the table has two chains of this name"));
+    }
     let mut content = Attributes::after(&header(table.family)).text(1, &table.name).text(3, &chain.name);
     if let Some(hook) = &chain.hook {
         let place = Attributes::new().number(1, hook.number()).bytes(2, &hook.priority.to_be_bytes());

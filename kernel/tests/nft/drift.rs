@@ -121,6 +121,9 @@ fn a_refused_table_changes_nothing_and_is_named() {
         wrong.chains[0].rules[0] = sample::rule([], action, "");
         assert_eq!(connection.replace(&wrong).unwrap_err().errno, Errno::EINVAL);
     }
+    let mut wrong = table.clone();
+    wrong.chains[0].name = wrong.chains[1].name.clone();
+    assert_eq!(connection.replace(&wrong).unwrap_err().errno, Errno::EINVAL);
     assert_eq!(nft(&namespace, &["list", "ruleset"], ""), before);
     assert!(connection.is_intact(&table).unwrap());
 }

@@ -131,6 +131,38 @@ fn the_outside_sees_the_node_and_pods_see_each_other_ipv6() {
     masquerades(Family::Ip6, &addresses, "fd00:10:244::/48", "ff00::/8");
 }
 
+#[test]
+fn a_port_of_the_node_leads_to_the_pod_that_the_map_has_for_it() {
+    let world = World::new(&Addresses {
+        pod: sample::network("10.244.3.8/24"),
+        gateway: sample::network("10.244.3.1/24"),
+        node: sample::network("192.0.2.1/24"),
+        outside: sample::network("192.0.2.9/24"),
+        everything: sample::network("0.0.0.0/0"),
+    });
+    let table = sample::host_ports();
+    let mut nft = Nft::open_in(&world.node).unwrap();
+    nft.replace(&table).unwrap();
+    let server = world.pod.run(|| UdpSocket::bind("10.244.3.8:5353").unwrap()).unwrap();
+    let client = world.outside.run(|| UdpSocket::bind("192.0.2.9:0").unwrap()).unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    }
+    client.connect("192.0.2.1:53").unwrap();
+    client.send(b"question").unwrap();
+    let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+    assert_eq!(from, client.local_addr().unwrap(), "the pod sees who asks");
+    server.send_to(b"answer", from).unwrap();
+    client.recv(&mut [0; 16]).expect("the answer comes from the port that was asked");
+    // Without the element a new connection ends at the node, where nobody listens.
+    nft.remove_elements(&table, "ports", &table.sets["ports"].elements.iter().cloned().collect::<Vec<_>>()).unwrap();
+    let client = world.outside.run(|| UdpSocket::bind("192.0.2.9:0").unwrap()).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client.connect("192.0.2.1:53").unwrap();
+    client.send(b"question").unwrap();
+    assert_eq!(client.recv(&mut [0; 16]).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
 /// A table without which datagrams to port 7001 arrive.
 fn deaf() -> Table {
     let drop = rule([Match::DestinationPort(Protocol::Udp, 7001)], Action::Drop, "deaf");
