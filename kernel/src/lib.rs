@@ -16,16 +16,13 @@ pub mod sysctl;
 #[cfg(feature = "watch")]
 pub mod watch;
 
-pub use error::{Error, Result};
-pub use mac::Mac;
 pub use apply::apply;
 pub use diff::diff;
+pub use error::{Error, Result};
+pub use mac::Mac;
 pub use observe::{Scope, observe};
 pub use overlay::{Change, Drift, LinkUpdate, Overlay, Route, StrayRoute, VxlanLink};
 pub use privilege::may_configure_network;
-
-/// The alias of the daemon's devices, by which a person, and `uninstall`, know whose they are.
-pub const DEVICE_ALIAS: &str = "flanneld-rs";
 
 /// The routing protocol number that marks our routes (`ip route show proto 251`; see rt_protos: 251 is unassigned).
 pub const ROUTE_PROTOCOL: u8 = 251;
