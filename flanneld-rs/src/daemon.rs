@@ -26,8 +26,6 @@ use tokio::time::sleep;
 
 /// After a failed pass the next one comes this soon, whatever the resync period.
 const RETRY: Duration = Duration::from_secs(1);
-/// A burst of kernel notifications is one reason to look.
-const SETTLE: Duration = Duration::from_millis(20);
 
 /// Runs until SIGTERM or SIGINT, which leave everything in place.
 ///
@@ -140,7 +138,7 @@ fn pass(
     own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, leases))
 }
 
-/// Returns when the kernel's state has changed, and the burst of changes is over, or after `pause`.
+/// Returns when the kernel's state has changed, or after `pause`.
 async fn wait(kernel_events: &mut Watch, pause: Duration) {
     tokio::select! {
         () = sleep(pause) => {}
@@ -149,7 +147,6 @@ async fn wait(kernel_events: &mut Watch, pause: Duration) {
                 tracing::warn!("kernel notifications: {error}");
                 sleep(RETRY).await;
             }
-            sleep(SETTLE).await;
         }
     }
 }

@@ -53,10 +53,7 @@ impl Keeper {
             self.previous = own.lease.subnets;
             self.health.set(Condition::Lease, Ok(()));
             leases.send_replace(Some(own.clone()));
-            let reason = match self.keep(own, &leases).await {
-                Ok(lost) => lost,
-                Err(error) => return error,
-            };
+            let reason = self.keep(own, &leases).await;
             // The pods and the kernel's tables stay as they are while the lease is fought for.
             self.health.set(Condition::Lease, Err(reason.to_string()));
         }
@@ -79,11 +76,7 @@ impl Keeper {
     }
 
     /// Returns when the lease is lost, with the reason.
-    async fn keep(
-        &mut self,
-        mut own: OwnLease,
-        leases: &watch::Sender<Option<OwnLease>>,
-    ) -> Result<StoreError, StoreError> {
+    async fn keep(&mut self, mut own: OwnLease, leases: &watch::Sender<Option<OwnLease>>) -> StoreError {
         let mut pause = FIRST_RETRY;
         let mut retry: Option<Instant> = None;
         let mut doubt_from = Instant::now() + DOUBT;
@@ -118,10 +111,10 @@ impl Keeper {
                     self.health.note("lease renewal", String::new());
                     leases.send_replace(Some(own.clone()));
                 }
-                Err(lost @ StoreError::Lost { .. }) => return Ok(lost),
-                Err(error @ StoreError::Invalid(_)) => return Err(error),
+                Err(lost @ StoreError::Lost { .. }) => return lost,
+                // No reason to stop serving pods, not even a permission that was taken away by mistake: the subnet stays
+                // ours as long as nobody else takes it.
                 Err(error) => {
-                    // No reason to stop serving pods: the subnet stays ours as long as nobody else takes it.
                     self.health.note("lease renewal", error.to_string());
                     retry = Some(Instant::now() + pause);
                     pause = (2 * pause).min(LAST_RETRY);
