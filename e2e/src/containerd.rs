@@ -3,7 +3,7 @@
 
 use crate::pod::start_holder;
 use crate::process::{Process, Program};
-use crate::{Result, eventually, tools};
+use crate::{Result, tools};
 use kernel::netns::Netns;
 use serde_json::{Value, json};
 use std::fs;
@@ -67,11 +67,9 @@ impl Containerd {
             .machine(self.machine.pid())
             .start(&self.directory)?;
         let process = self.process.insert(process);
-        eventually(START_LIMIT, || {
-            process.expect_alive()?;
+        process.until(START_LIMIT, || {
             UnixStream::connect(&socket).map(|_| ()).map_err(|error| format!("{}: {error}", socket.display()).into())
         })
-        .map_err(|error| format!("{error}\n{}", process.last_words()).into())
     }
 
     /// Runs containerd's own client in the namespace of Kubernetes' containers; what it printed.

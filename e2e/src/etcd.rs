@@ -1,7 +1,7 @@
 //! A real etcd, for clusters that keep their leases in one.
 
 use crate::process::{Process, Program};
-use crate::{Result, eventually, tools};
+use crate::{Result, tools};
 use kernel::netns::Netns;
 use nix::sys::signal::Signal;
 use std::net::{IpAddr, SocketAddr};
@@ -62,10 +62,7 @@ impl Etcd {
         let process = self.process.insert(process);
         let address = SocketAddr::new(self.address, 2379);
         let network = &self.network;
-        eventually(Duration::from_secs(20), || {
-            process.expect_alive()?;
-            network.run(|| healthy(address))?
-        })
+        process.until(Duration::from_secs(20), || network.run(|| healthy(address))?)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::pod::{Pod, Sandbox, first_address};
 use crate::probe::http_get;
 use crate::process::{Process, Program};
 use crate::runner::{Attachment, Network, Runtime};
-use crate::{Result, eventually, tools};
+use crate::{Result, tools};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,7 +41,7 @@ impl Node {
     /// A node without daemon or pods. `directory` (absent) is for its files; `flags` are those of the daemon that all
     /// nodes share.
     pub fn new(host: Host, directory: &Path, flags: &[String]) -> Result<Self> {
-        for name in ["run", "state", "cni", "log"] {
+        for name in ["run", "cni", "log"] {
             fs::create_dir_all(directory.join(name))?;
         }
         let runtime = Runtime {
@@ -73,7 +73,7 @@ impl Node {
         let file = |name: &str| self.directory.join(name).display().to_string();
         let daemon = Program::new("flanneld-rs", tools::flanneld()?)
             .args(["--node-name", &self.host.name, "--iface", UPLINK])
-            .args(["--subnet-file", &file("run/subnet.env"), "--state-dir", &file("state")])
+            .args(["--subnet-file", &file("run/subnet.env")])
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)
             .network(&self.host.network)
@@ -86,15 +86,10 @@ impl Node {
     pub fn wait_ready(&mut self) -> Result<()> {
         let name = &self.host.name;
         let (daemon, network) = (self.daemon.as_mut().ok_or("no daemon runs")?, &self.host.network);
-        let ready = || {
-            daemon.expect_alive()?;
-            match network.run(|| http_get(HEALTH, "/readyz"))?? {
-                (200, _) => Ok(()),
-                (status, body) => Err(format!("/readyz of {name} answers {status} {body}").into()),
-            }
-        };
-        let result = eventually(READY_LIMIT, ready);
-        result.map_err(|error| format!("{error}\n{}", daemon.last_words()).into())
+        daemon.until(READY_LIMIT, || match network.run(|| http_get(HEALTH, "/readyz"))?? {
+            (200, _) => Ok(()),
+            (status, body) => Err(format!("/readyz of {name} answers {status} {body}").into()),
+        })
     }
 
     /// GET of a path of the daemon's health server: status and body.

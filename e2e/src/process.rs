@@ -136,12 +136,20 @@ impl Process {
         }
     }
 
-    /// An error that quotes its log if it has ended; used while waiting for something it should do.
-    pub fn expect_alive(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => Err(format!("{} ended with {status}\n{}", self.name, self.last_words()).into()),
-        }
+    /// Calls `check` until it succeeds, for at most `limit` and only as long as the process runs. Its log is in the error.
+    pub fn until<T>(&mut self, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+        let ended = |process: &mut Self| match process.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(format!("{} ended with {status}", process.name)),
+            Err(error) => Some(error.to_string()),
+        };
+        // What ended will never do what it should: a result of its own, so that nobody goes on waiting.
+        let outcome = crate::eventually(limit, || match check() {
+            Ok(value) => Ok(Ok(value)),
+            Err(error) => ended(self).map(Err).ok_or(error),
+        });
+        let words = |error: String| format!("{error}\n{}", self.last_words()).into();
+        outcome.map_err(|error| error.to_string()).and_then(|outcome| outcome).map_err(words)
     }
 
     /// The last lines of its log.
