@@ -23,13 +23,11 @@ build:
 	@for file in cni-plugin host-local flanneld-rs; do install target/$(TARGET)/release/$$file $(DIST)/.$$file && mv $(DIST)/.$$file $(DIST)/$$file; done
 	@ls -l $(DIST)
 
-# The probes inside the demo's pods are programs of our own.
-$(DIST)/probes: build
-	$(STATIC) -p e2e --bins
-	@for file in demo pod pause bench; do install target/$(TARGET)/release/$$file $(DIST)/$$file; done
+# Demo and benchmark are harnesses around the executables in dist/: quickly built, and their own probes inside pods.
+HARNESS := cargo run --quiet --locked --profile harness -p e2e --bin
 
-demo: $(DIST)/probes
-	$(DIST)/demo $(ARGS)
+demo: build
+	@$(HARNESS) demo -- $(ARGS)
 
 packages:
 ifeq ($(ROOT),yes)
@@ -45,11 +43,11 @@ else
 	for package in $(PACKAGES); do dpkg -s $$package >/dev/null 2>&1 && echo "  $$package" || echo "  $$package (missing)"; done; exit 1
 endif
 
-test: packages $(DIST)/probes
+test: packages build
 	cargo test --locked --workspace
 
-bench: packages $(DIST)/probes
-	$(DIST)/bench $(ARGS)
+bench: packages build
+	@$(HARNESS) bench -- $(ARGS)
 
 lint:
 	cargo fmt --all --check
