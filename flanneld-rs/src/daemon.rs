@@ -43,6 +43,11 @@ pub async fn run(options: Options) -> Result<(), String> {
 }
 
 async fn serve(options: &Options) -> Result<(), String> {
+    if options.kube_subnet_mgr {
+        return Err("--kube-subnet-mgr: leases in the Kubernetes API are not built yet; \
+                    use etcd (--etcd-endpoints) or a directory (--store-dir)"
+            .into());
+    }
     let health = Health::new();
     let choice = Choice::parse(options)?;
     preflight()?;
@@ -73,6 +78,7 @@ async fn serve(options: &Options) -> Result<(), String> {
             }
         }
     };
+    let node = identity(options, &announcement)?;
     let (announce, announced) = watch::channel(announcement);
     let (publish, mut own) = watch::channel(None);
     let lease_watch = store.watch();
@@ -80,7 +86,7 @@ async fn serve(options: &Options) -> Result<(), String> {
     let keeper = Keeper {
         store,
         config,
-        node: node_name(options)?,
+        node,
         previous,
         margin: options.renew_margin(),
         announcement: announced,
@@ -230,13 +236,16 @@ fn previous_subnets(files: &Files, config: &NetworkConfig) -> PerFamily<IpNetwor
         .collect()
 }
 
-fn node_name(options: &Options) -> Result<String, String> {
-    match &options.node_name {
-        Some(name) => Ok(name.clone()),
-        None => nix::unistd::gethostname()
-            .map(|name| name.to_string_lossy().into_owned())
-            .map_err(|errno| format!("reading the host name: {errno}; give a name with --node-name")),
+/// The identity under which the store knows this node: the name it was given, or else host name and address, since several
+/// daemons may share one machine and its name.
+fn identity(options: &Options, announcement: &Announcement) -> Result<String, String> {
+    if let Some(name) = &options.node_name {
+        return Ok(name.clone());
     }
+    let host = nix::unistd::gethostname()
+        .map_err(|errno| format!("reading the host name: {errno}; give this node a name with --node-name"))?;
+    let address = announcement.public_ip().map(|address| address.to_string()).unwrap_or_default();
+    Ok(format!("{}/{address}", host.to_string_lossy()))
 }
 
 struct Signals {

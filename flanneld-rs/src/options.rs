@@ -115,9 +115,14 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_CNI_CONF_DIR", global = true)]
     pub cni_conf_dir: Option<PathBuf>,
 
-    /// Name of this node, by which it is recognised in the lease store (default: $NODE_NAME, then the host name)
+    /// Name of this node, by which it is recognised in the lease store (default: $NODE_NAME, then host name and address)
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
+
+    /// Contact the Kubernetes API for subnet assignment instead of etcd (not built yet)
+    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, hide = true)]
+    pub kube_subnet_mgr: bool,
 
     /// Logging verbosity: 0 tells what changes, 1 why, 2 everything
     #[arg(long = "v", default_value_t = 0, global = true)]
