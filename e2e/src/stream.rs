@@ -5,18 +5,28 @@ use crate::probe::{PORT, socket_towards};
 use kernel::netns::Netns;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long answers are waited for after the last request.
 const STRAGGLERS: Duration = Duration::from_millis(200);
 
+/// How long answers are waited for while the stream runs.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(10);
+
 /// A running stream; [`Stream::stop`] ends it.
 #[derive(Debug)]
 pub struct Stream {
-    done: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     thread: JoinHandle<Result<Report>>,
+}
+
+/// What both sides of a running stream know.
+#[derive(Debug, Default)]
+struct Progress {
+    done: AtomicBool,
+    answered: AtomicUsize,
 }
 
 /// What became of the packets of a stream.
@@ -38,26 +48,38 @@ impl Stream {
         crate::eventually(Duration::from_secs(5), || {
             crate::probe::ask(&network, target, Duration::from_millis(200)).map(|_| ())
         })?;
-        let done = Arc::new(AtomicBool::new(false));
-        let end = Arc::clone(&done);
-        let thread = std::thread::spawn(move || network.run(|| run(target, interval, &end))?);
-        Ok(Stream { done, thread })
+        let progress = Arc::new(Progress::default());
+        let shared = Arc::clone(&progress);
+        let thread = std::thread::spawn(move || network.run(|| run(target, interval, &shared))?);
+        let stream = Stream { progress, thread };
+        stream.wait_for_answers(1)?;
+        Ok(stream)
+    }
+
+    /// Waits until `number` more requests are answered than when this was called.
+    pub fn wait_for_answers(&self, number: usize) -> Result<()> {
+        let answered = || self.progress.answered.load(Ordering::Relaxed);
+        let goal = answered() + number;
+        crate::eventually(ANSWERS_LIMIT, || match answered() {
+            now if now >= goal => Ok(()),
+            now => Err(format!("{now} of {goal} answers").into()),
+        })
     }
 
     /// Ends the stream, waits a moment for answers that are on their way, and counts.
     pub fn stop(self) -> Result<Report> {
-        self.done.store(true, Ordering::Relaxed);
+        self.progress.done.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| "the stream's thread panicked")?
     }
 }
 
-fn run(target: IpAddr, interval: Duration, done: &AtomicBool) -> Result<Report> {
+fn run(target: IpAddr, interval: Duration, progress: &Progress) -> Result<Report> {
     let socket = socket_towards(target)?;
     socket.set_read_timeout(Some(STRAGGLERS))?;
     let receiver = socket.try_clone()?;
     let (answered, sent) = std::thread::scope(|scope| {
-        let answered = scope.spawn(|| receive(&receiver, done));
-        let sent = send(&socket, target, interval, done);
+        let answered = scope.spawn(|| receive(&receiver, progress));
+        let sent = send(&socket, target, interval, &progress.done);
         (answered.join(), sent)
     });
     Ok(Report::of(&sent, &answered.map_err(|_| "the receiver panicked")?))
@@ -77,16 +99,17 @@ fn send(socket: &UdpSocket, target: IpAddr, interval: Duration, done: &AtomicBoo
     sent
 }
 
-fn receive(socket: &UdpSocket, done: &AtomicBool) -> Vec<u64> {
+fn receive(socket: &UdpSocket, progress: &Progress) -> Vec<u64> {
     let mut answered = Vec::new();
     let mut answer = [0; 64];
     loop {
         match socket.recv(&mut answer) {
             Ok(size) if size > 8 => {
-                answered.extend(answer.first_chunk::<8>().map(|number| u64::from_be_bytes(*number)))
+                answered.extend(answer.first_chunk::<8>().map(|number| u64::from_be_bytes(*number)));
+                progress.answered.store(answered.len(), Ordering::Relaxed);
             }
             Ok(_) => {}
-            Err(_) if done.load(Ordering::Relaxed) => return answered,
+            Err(_) if progress.done.load(Ordering::Relaxed) => return answered,
             Err(_) => {}
         }
     }

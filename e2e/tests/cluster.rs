@@ -211,6 +211,7 @@ fn restarts_lose_no_packet() {
             std::thread::sleep(Duration::from_millis(100));
             node.start_daemon().unwrap();
             node.wait_ready().unwrap();
+            stream.wait_for_answers(50).unwrap();
         }
         assert_eq!(before, cluster.nodes[0].subnet_file().unwrap(), "a restart must keep the subnet");
         let report = stream.stop().unwrap();
@@ -323,10 +324,11 @@ fn the_harness_notices_losses() {
     let answer = ask(fabric.network(), host.address.into(), SECOND).unwrap();
     assert_eq!(answer.seen, IpAddr::from(e2e::fabric::GATEWAY));
     let stream = Stream::start(fabric.network(), host.address.into(), INTERVAL).unwrap();
+    stream.wait_for_answers(10).unwrap();
     oracle::ip(&host.network, "link set eth0 down").unwrap();
     std::thread::sleep(Duration::from_millis(100));
     oracle::ip(&host.network, "link set eth0 up").unwrap();
-    eventually(SECOND, || ask(fabric.network(), host.address.into(), Duration::from_millis(20))).unwrap();
+    stream.wait_for_answers(10).unwrap();
     let report = stream.stop().unwrap();
     assert!(report.lost >= 50 && report.lost < report.sent, "{report:?}");
     assert!(report.longest_outage > Duration::from_millis(80), "{report:?}");

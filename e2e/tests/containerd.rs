@@ -114,8 +114,9 @@ fn with_client<T, F: Future<Output = T>>(containerd: &Containerd, work: impl FnO
 async fn wait_for_network(client: &mut Client) {
     let start = Instant::now();
     loop {
-        let status = client.status(StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
-        if status.conditions.iter().all(|condition| condition.status) {
+        // Right after its start it answers that it is not initialized yet.
+        let status = client.status(StatusRequest::default()).await.map(|answer| answer.into_inner().status.unwrap());
+        if status.as_ref().is_ok_and(|status| status.conditions.iter().all(|condition| condition.status)) {
             return;
         }
         assert!(start.elapsed() < Duration::from_secs(10), "not ready: {status:?}");

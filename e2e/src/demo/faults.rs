@@ -50,7 +50,7 @@ fn during(
     let stream = Stream::start(&network, target, INTERVAL)?;
     work(cluster, &network, target)?;
     // A little more, so that what comes after the fault is seen too.
-    std::thread::sleep(Duration::from_millis(300));
+    stream.wait_for_answers(300)?;
     let report = stream.stop()?;
     let outage_ms = report.longest_outage.as_secs_f64() * 1000.0;
     Ok(Fault { what: what.into(), sent: report.sent, lost: report.lost, outage_ms })
