@@ -135,6 +135,7 @@ macro_rules! scenarios {
 scenarios! {
     everywhere:
         result_of_add
+        result_of_add_in_the_first_versions
         pods_and_node_reach_each_other
         a_pod_reaches_itself_through_the_bridge
         del_can_be_repeated
@@ -181,6 +182,22 @@ fn result_of_add(stack: &Stack) {
         let link = &oracle::ip_list(sandbox.network(), "link show dev eth0").unwrap()[0];
         assert_eq!(link["mtu"], 1450);
         stack.runtime.del(&network, &attachment).unwrap();
+    }
+}
+
+fn result_of_add_in_the_first_versions(stack: &Stack) {
+    for version in ["0.1.0", "0.2.0"] {
+        let network = stack.network.version(version);
+        let sandbox = stack.sandbox("box");
+        let attachment = Attachment::eth0("box", sandbox.path());
+        let result = stack.runtime.add(&network, &attachment).unwrap();
+        assert!(result["cniVersion"] == version || result["cniVersion"].is_null(), "{result}");
+        let address = result["ip4"]["ip"].as_str().unwrap();
+        assert!(address.starts_with("10.88.0.") && address.ends_with("/24"), "{result}");
+        assert_eq!(result["ip4"]["gateway"], GATEWAY);
+        assert!(result["interfaces"].is_null(), "{result}");
+        stack.runtime.del(&network, &attachment).unwrap();
+        stack.assert_clean(version);
     }
 }
 
