@@ -41,7 +41,7 @@ pub fn serve() -> Result<()> {
     Ok(())
 }
 
-/// [::] also serves IPv4, unless the kernel has no IPv6.
+/// `[::]` also serves IPv4, unless the kernel has no IPv6.
 fn any() -> (Ipv6Addr, u16) {
     (Ipv6Addr::UNSPECIFIED, PORT)
 }
