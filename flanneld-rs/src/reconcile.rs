@@ -11,7 +11,7 @@ use crate::network_config::NetworkConfig;
 use crate::uplink::{Choice, Tables, Uplink};
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
-use kernel::netlink::Netlink;
+use kernel::netlink::{LinkChange, Netlink};
 use kernel::nft::{self, Nft};
 use kernel::sysctl;
 use std::fmt::Display;
@@ -102,15 +102,25 @@ impl Reconciler {
         let scope = self.backend.scope(&self.config);
         let actual = kernel::observe(&mut self.netlink, &scope).map_err(|error| error.to_string())?;
         let changes = kernel::diff(&actual, &desired.overlay);
-        if changes.is_empty() {
-            return Ok(());
-        }
         match changes.as_slice() {
             few if few.len() <= 8 => few.iter().for_each(|change| tracing::info!("{change}")),
             many => tracing::info!("{} changes of links, addresses, neighbours and routes", many.len()),
         }
         let failures = kernel::apply(&mut self.netlink, &changes);
-        if failures.is_empty() { Ok(()) } else { Err(summary(&failures)) }
+        if !failures.is_empty() {
+            return Err(summary(&failures));
+        }
+        desired.overlay.links.keys().try_for_each(|device| self.adopt(device)).map_err(|error| error.to_string())
+    }
+
+    /// Marks a device that a predecessor without our mark, such as Go flannel, has left in use: it is as we want it now, and
+    /// `uninstall` removes what is marked.
+    fn adopt(&mut self, device: &str) -> kernel::Result<()> {
+        let unmarked = self.netlink.link(device)?.filter(|link| link.alias != kernel::LINK_ALIAS);
+        let Some(link) = unmarked else { return Ok(()) };
+        tracing::info!("taking over device {device}");
+        let mark = LinkChange { alias: Some(kernel::LINK_ALIAS.into()), ..LinkChange::default() };
+        self.netlink.set_link(link.index, &mark)
     }
 
     fn firewall(&mut self, own: &Lease) -> Result<(), String> {

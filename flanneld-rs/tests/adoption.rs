@@ -1,0 +1,90 @@
+//! A node that Go flannel served before: what it left is taken over as it is, and goes when we go.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use flanneld_rs::backend::Backend;
+use flanneld_rs::family::{Family, PerFamily};
+use flanneld_rs::files::Files;
+use flanneld_rs::firewall::Policy;
+use flanneld_rs::health::Health;
+use flanneld_rs::lease::{Lease, LeaseTable};
+use flanneld_rs::network_config::NetworkConfig;
+use flanneld_rs::options::Options;
+use flanneld_rs::reconcile::Reconciler;
+use flanneld_rs::uninstall::uninstall;
+use flanneld_rs::uplink::Choice;
+use kernel::VxlanLink;
+use kernel::netlink::{LinkChange, Netlink, VethSpec};
+use kernel::netns::Netns;
+use std::path::Path;
+use std::sync::Arc;
+
+#[test]
+fn an_adopted_device_keeps_its_identity_and_goes_with_uninstall() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, neighbour) = (Netns::create().unwrap(), Netns::create().unwrap());
+    node.run(|| adopt_and_uninstall(&neighbour, dir.path())).unwrap();
+}
+
+fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
+    let mut netlink = Netlink::open().unwrap();
+    underlay(&mut netlink, neighbour);
+    let predecessors = VxlanLink {
+        vni: 1,
+        port: 8472,
+        underlay: "eth0".into(),
+        local: "192.0.2.1".parse().unwrap(),
+        mac: "76:85:0d:b5:a2:9c".parse().unwrap(),
+        mtu: 1450,
+        learning: false,
+        gbp: false,
+    };
+    netlink.create_vxlan("flannel.1", &predecessors, "").unwrap();
+    let before = netlink.link("flannel.1").unwrap().unwrap();
+
+    let subnet_file = dir.join("subnet.env");
+    let flags = ["flanneld-rs".into(), "--iface=eth0".into(), format!("--subnet-file={}", subnet_file.display())];
+    let options = Options::parse_go_style(flags).unwrap();
+    let mut reconciler = reconciler(&options, predecessors.mac);
+    let own = Lease {
+        subnets: PerFamily { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None },
+        announcement: reconciler.announcement().unwrap(),
+    };
+    let leases: LeaseTable = [own.clone()].into_iter().collect();
+    assert!(reconciler.pass(&own, &leases), "{:?}", reconciler.health.ready());
+    let adopted = netlink.link("flannel.1").unwrap().unwrap();
+    assert_eq!((adopted.index, adopted.mac, adopted.alias.as_str()), (before.index, before.mac, kernel::LINK_ALIAS));
+
+    uninstall(&options).unwrap();
+    assert_eq!(netlink.link("flannel.1").unwrap(), None);
+    assert!(!subnet_file.exists());
+}
+
+fn underlay(netlink: &mut Netlink, neighbour: &Netns) {
+    let eth0 = VethSpec {
+        name: "eth0",
+        alias: "",
+        mac: None,
+        mtu: None,
+        master: None,
+        hairpin: false,
+        up: true,
+        peer_name: "peer",
+        peer_mac: None,
+        peer_netns: neighbour,
+    };
+    netlink.create_veth(&eth0).unwrap();
+    let index = netlink.link("eth0").unwrap().unwrap().index;
+    netlink.add_address(index, "192.0.2.1/24".parse().unwrap()).unwrap();
+    let mut beyond = Netlink::open_in(neighbour).unwrap();
+    let peer = beyond.link("peer").unwrap().unwrap().index;
+    beyond.set_link(peer, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();
+}
+
+fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
+    let config = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    let config = Arc::new(NetworkConfig::parse(config).unwrap());
+    let backend = Backend::new(&config, [(Family::V4, mac)].into_iter().collect());
+    let policy = Policy { masquerade: true, fully_random: true, forward: true };
+    let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
+    Reconciler::new(config, backend, Choice::parse(options).unwrap(), policy, files, Health::new()).unwrap()
+}
