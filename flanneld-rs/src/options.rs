@@ -1,6 +1,7 @@
 //! Command line: flannel's flags, with flannel's defaults and `FLANNELD_*` environment forms, for what is built so far.
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,17 +83,17 @@ pub struct Options {
 
     /// Set up masquerading for traffic that leaves the pod network
     #[arg(long, env = "FLANNELD_IP_MASQ", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", action = ArgAction::Set)]
+          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub ip_masq: bool,
 
     /// Do not choose source ports at random when masquerading
     #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", num_args = 0..=1, require_equals = true,
-          default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
+          default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub ip_masq_fully_random_disable: bool,
 
     /// Accept forwarded traffic of the pod network
     #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", action = ArgAction::Set)]
+          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
 
     /// Seconds between two full comparisons of desired and actual state; changes are noticed at once besides
@@ -121,7 +122,7 @@ pub struct Options {
 
     /// Contact the Kubernetes API for subnet assignment instead of etcd (not built yet)
     #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", action = ArgAction::Set, hide = true)]
+          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, hide = true)]
     pub kube_subnet_mgr: bool,
 
     /// Logging verbosity: 0 tells what changes, 1 why, 2 everything
@@ -147,15 +148,30 @@ impl Options {
     }
 
     /// Parses the arguments of the process, first of which is its name. Go's flag package takes `-name` for `--name`; so
-    /// do we, since existing units and manifests are written either way.
+    /// do we, since existing units and manifests are written either way. An environment variable that is empty is one that
+    /// is not set, as manifests and environment files leave them.
     pub fn parse_go_style(args: impl IntoIterator<Item = String>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(args.into_iter().map(|arg| match arg.strip_prefix('-') {
+        let command = Self::command().mut_args(|arg| {
+            let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+            if empty { arg.env(Resettable::Reset) } else { arg }
+        });
+        let mut matches = command.try_get_matches_from(args.into_iter().map(|arg| match arg.strip_prefix('-') {
             Some(name) if name.len() > 1 && name.starts_with(|first: char| first.is_ascii_alphabetic()) => {
                 format!("-{arg}")
             }
             Some("v") => "--v".into(),
             _ => arg,
-        }))
+        }))?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+}
+
+/// A truth value in the spellings of Go's `strconv.ParseBool`.
+fn go_bool(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("neither true nor false"),
     }
 }
 
@@ -174,7 +190,8 @@ mod tests {
             assert!(options.ip_masq);
             assert_eq!(options.iface, ["eth1"]);
         }
-        assert!(!parse(&["--ip-masq=false"]).ip_masq);
+        assert!(["--ip-masq=1", "--ip-masq=T", "-ip-masq=True"].iter().all(|arg| parse(&[arg]).ip_masq));
+        assert!(["--ip-masq=false", "--ip-masq=0", "-ip-masq=F"].iter().all(|arg| !parse(&[arg]).ip_masq));
         assert_eq!(parse(&["-v=2"]).verbosity, 2);
         assert_eq!(parse(&["-v", "2"]).verbosity, 2);
     }
@@ -192,9 +209,13 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for args in
-            [["--public-ip=fish"], ["--subnet-lease-renew-margin=0"], ["--no-such-flag"], ["--iptables-resync=0"]]
-        {
+        for args in [
+            ["--public-ip=fish"],
+            ["--subnet-lease-renew-margin=0"],
+            ["--ip-masq=yes"],
+            ["--no-such-flag"],
+            ["--iptables-resync=0"],
+        ] {
             let args = std::iter::once("flanneld-rs").chain(args).map(String::from);
             assert!(Options::parse_go_style(args).is_err());
         }
