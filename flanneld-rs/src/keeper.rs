@@ -86,7 +86,10 @@ impl Keeper {
             let doubted = self.is_doubtful(&own);
             let renew = tokio::select! {
                 () = sleep_until(bounded) => due <= Instant::now() || self.until_renewal(&own).is_zero(),
-                () = sleep_until(doubt_from), if doubted => true,
+                () = sleep_until(doubt_from), if doubted => {
+                    tracing::warn!("lease {}: the store shows it otherwise than we left it", own.lease.key());
+                    true
+                }
                 changed = self.announcement.changed() => {
                     if changed.is_err() {
                         // The daemon is ending; so will this task.
