@@ -132,6 +132,45 @@ pub fn del(data_dir: &Path, network: &str, id: &AttachmentId) -> Result<(), CniE
     .map(Option::unwrap_or_default)
 }
 
+/// Releases those of `addresses` that `id` holds in `network`: what an [`add`] reserved for an attachment that then failed.
+///
+/// # Errors
+/// As for [`del`].
+pub fn release(data_dir: &Path, network: &str, id: &AttachmentId, addresses: &[IpAddr]) -> Result<(), CniError> {
+    with(data_dir, network, |ledger| {
+        let mut held = ledger.held_by(id)?;
+        held.retain(|ip| addresses.contains(ip));
+        release_all(ledger, &held)
+    })
+    .map(Option::unwrap_or_default)
+}
+
+/// Checks that `id` holds every one of `addresses` in `network`.
+///
+/// # Errors
+/// `CheckFailed` naming the address and who holds it instead; otherwise as for [`del`].
+pub fn check_held(data_dir: &Path, network: &str, id: &AttachmentId, addresses: &[IpAddr]) -> Result<(), CniError> {
+    let place = data_dir.join(network);
+    let lost = |ip: &IpAddr, holder: Option<String>| {
+        let holder = holder.map_or_else(|| "is not reserved".to_owned(), |holder| format!("belongs to {holder}"));
+        IpamError::NotHeld(format!(
+            "address {ip} of container {} ({}) {holder} in {}: re-create the container",
+            id.container_id,
+            id.ifname,
+            place.display()
+        ))
+    };
+    let found = with(data_dir, network, |ledger| {
+        let held = ledger.held_by(id)?;
+        let missing = addresses.iter().find(|ip| !held.contains(ip));
+        missing.map_or(Ok(()), |ip| Err(lost(ip, ledger.holder_of(*ip)?)))
+    })?;
+    match (found, addresses.first()) {
+        (None, Some(ip)) => Err(lost(ip, None).into()),
+        _ => Ok(()),
+    }
+}
+
 /// Checks that `id` holds an address of each range set.
 ///
 /// # Errors
@@ -156,6 +195,38 @@ pub fn check(ipam: &HostLocal, network: &str, id: &AttachmentId) -> Result<(), C
 /// As for [`del`].
 pub fn addresses_of(data_dir: &Path, network: &str, id: &AttachmentId) -> Result<Vec<IpAddr>, CniError> {
     with(data_dir, network, |ledger| ledger.held_by(id)).map(Option::unwrap_or_default)
+}
+
+/// The addresses that `id` holds in `network`, and those of `listed` that nobody holds: what `id` may have left behind. An
+/// address that `id` had once and that went to somebody else since is not among them.
+///
+/// # Errors
+/// As for [`del`].
+pub fn addresses_left_by(
+    data_dir: &Path,
+    network: &str,
+    id: &AttachmentId,
+    listed: &[IpAddr],
+) -> Result<Vec<IpAddr>, CniError> {
+    let found = with(data_dir, network, |ledger| {
+        let mut left = ledger.held_by(id)?;
+        for ip in listed {
+            if !left.contains(ip) && ledger.holder_of(*ip)?.is_none() {
+                left.push(*ip);
+            }
+        }
+        Ok(left)
+    })?;
+    Ok(found.unwrap_or_else(|| listed.to_vec()))
+}
+
+/// All addresses that are reserved in `network`.
+///
+/// # Errors
+/// As for [`del`].
+pub fn reserved(data_dir: &Path, network: &str) -> Result<BTreeSet<IpAddr>, CniError> {
+    with(data_dir, network, |ledger| Ok(ledger.reservations()?.keys().copied().collect()))
+        .map(Option::unwrap_or_default)
 }
 
 /// The addresses held in `network` by anybody but `valid`, in ascending order.

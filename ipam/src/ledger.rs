@@ -91,6 +91,10 @@ impl Place {
         })
     }
 
+    fn draft(&self) -> PathBuf {
+        self.side.join("reservation")
+    }
+
     fn last_reserved(&self, set: usize) -> PathBuf {
         self.directory.join(format!("last_reserved_ip.{set}"))
     }
@@ -125,6 +129,8 @@ impl Ledger {
         disk::make_directory(&place.directory, 0o755)?;
         disk::make_directory(&place.side, 0o700)?;
         let lock = Lock::acquire(&place.directory.join("lock"), place.patience)?;
+        // A draft left by a crash may be the same inode as a reservation: it is never written into.
+        disk::remove(&place.draft()).ok();
         let mut ledger = Ledger {
             place: place.clone(),
             owners: Owners::open(&place.directory, &place.side),
@@ -251,9 +257,7 @@ impl Ledger {
     pub fn reserve(&mut self, id: &AttachmentId, ip: IpAddr, set: usize) -> Result<bool, IpamError> {
         let holder = Holder::of(id)?;
         let file = self.file_of(ip);
-        let draft = self.place.side.join("reservation");
-        // A draft left by a crash may be the same inode as a reservation: never write into it.
-        disk::remove(&draft)?;
+        let draft = self.place.draft();
         disk::create(&draft, holder.text().as_bytes(), 0o600)?;
         let placed = match disk::link(&draft, &file) {
             Err(IpamError::Disk { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {

@@ -1,7 +1,6 @@
 //! The plugin as an executable serves it.
 
 use super::{HostLocal, config};
-use crate::error::IpamError;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, NetworkConfig, Sandbox};
 use std::path::Path;
 
@@ -23,17 +22,9 @@ impl cni_spec::Plugin for Plugin {
     fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
         let ipam = HostLocal::parse(config, &sandbox.args)?;
         super::check(&ipam, &config.name, &sandbox.id)?;
-        let held = super::addresses_of(&ipam.data_dir, &config.name, &sandbox.id)?;
         let listed = config.prev_result.iter().flat_map(|result| &result.ips).map(|ip| ip.address.ip());
-        let mut ours = listed.filter(|ip| ipam.sets.iter().any(|set| set.range_of(*ip).is_some()));
-        match ours.find(|ip| !held.contains(ip)) {
-            None => Ok(()),
-            Some(ip) => Err(IpamError::NotHeld(format!(
-                "address {ip} of prevResult is not reserved for container {} and {}: re-create it",
-                sandbox.id.container_id, sandbox.id.ifname
-            ))
-            .into()),
-        }
+        let ours: Vec<_> = listed.filter(|ip| ipam.sets.iter().any(|set| set.range_of(*ip).is_some())).collect();
+        super::check_held(&ipam.data_dir, &config.name, &sandbox.id, &ours)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
