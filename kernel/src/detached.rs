@@ -5,7 +5,7 @@
 //! device is gone, which is as good a proof as the acknowledgement.
 
 use crate::netlink::socket::{NLM_F_ACK, NLMSG_ERROR, Refusal, Socket, frame, refusal};
-use crate::netlink::{Netlink, delete_link_message, open_socket, refused};
+use crate::netlink::{Link, Netlink, delete_link_message, open_socket, refused};
 use crate::{Error, Result};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -22,11 +22,19 @@ const SEQUENCE: u32 = 1;
 /// Deletes the device called `name` in the namespace of `netlink`, and returns as soon as it is gone; false if there was
 /// none. Not for processes that wait for children they do not know.
 pub fn delete_link(netlink: &mut Netlink, name: &str) -> Result<bool> {
-    let Some(link) = netlink.link(name)? else { return Ok(false) };
+    match netlink.link(name)? {
+        Some(link) => delete_found(netlink, &link),
+        None => Ok(false),
+    }
+}
+
+/// As [`delete_link`], for a device that was looked up already.
+pub fn delete_found(netlink: &mut Netlink, link: &Link) -> Result<bool> {
     let mut socket = {
         let _inside = netlink.enter()?;
         open_socket(libc::RTMGRP_LINK as u32)?
     };
+    let name = &link.name;
     match start(&socket, link.index).and_then(|()| await_deletion(&mut socket, link.index)) {
         Ok(Ok(())) => Ok(true),
         // Somebody else was faster.

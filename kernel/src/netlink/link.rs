@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
     LinkMessage,
 };
 use nix::errno::Errno;
+use std::fmt;
 
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +111,7 @@ impl Netlink {
 
     /// Changes a device.
     pub fn set_link(&mut self, index: u32, change: &LinkChange) -> Result<()> {
-        let operation = || format!("changing link number {index} ({change:?})");
+        let operation = || format!("changing link number {index} ({change})");
         let mut body = change.body()?;
         body.header.index = index;
         self.request(Message::encode(libc::RTM_SETLINK, 0, &body), operation)
@@ -183,6 +184,22 @@ impl LinkChange {
             LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
         }));
         Ok(body)
+    }
+}
+
+impl fmt::Display for LinkChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = [
+            self.up.map(|up| if up { "up".to_owned() } else { "down".to_owned() }),
+            self.mtu.map(|mtu| format!("mtu {mtu}")),
+            self.mac.map(|mac| format!("address {mac}")),
+            self.master.map(|master| master.map_or("no master".to_owned(), |index| format!("master number {index}"))),
+            self.alias.as_ref().map(|alias| format!("alias {alias:?}")),
+            self.name.as_ref().map(|name| format!("name {name:?}")),
+            self.link_local.map(|wanted| format!("link-local address {wanted}")),
+        ];
+        let words: Vec<String> = words.into_iter().flatten().collect();
+        f.write_str(&words.join(", "))
     }
 }
 
