@@ -9,6 +9,9 @@ use std::net::IpAddr;
 /// Longest link alias (IFALIASZ less the terminating zero, linux/if.h).
 const LONGEST_ALIAS: usize = 255;
 
+/// What the aliases of all host ends begin with.
+const MARK: &str = "cni-plugin:";
+
 /// Name of the host end of the veth pair: `veth` and 11 hexadecimal digits, 15 bytes in all (IFNAMSIZ). NetworkManager and
 /// udev leave `veth*` alone.
 pub(crate) fn host_veth(id: &AttachmentId) -> String {
@@ -28,12 +31,22 @@ pub(crate) fn alias(network: &str, id: &AttachmentId) -> String {
 }
 
 /// What the aliases of all attachments of `network` begin with.
-pub(crate) fn alias_prefix(network: &str) -> String {
+fn alias_prefix(network: &str) -> String {
     if network.len() <= 128 {
-        return format!("cni-plugin:{network}:");
+        return format!("{MARK}{network}:");
     }
     let digest: String = Sha256::digest(network).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("cni-plugin:{digest}:")
+    format!("{MARK}{digest}:")
+}
+
+/// Whether a link with `alias` is a host end of `network`.
+pub(crate) fn is_of(network: &str, alias: &str) -> bool {
+    alias.starts_with(&alias_prefix(network))
+}
+
+/// Whether a link with `alias` is a host end of a network other than `network`.
+pub(crate) fn is_of_another(network: &str, alias: &str) -> bool {
+    alias.starts_with(MARK) && !is_of(network, alias)
 }
 
 /// The pod's MAC follows from its first address, so that a neighbour entry for a reused address, wherever it is cached,
@@ -46,6 +59,17 @@ pub(crate) fn pod_mac(address: Option<IpAddr>, id: &AttachmentId) -> Mac {
         }
         Some(IpAddr::V6(v6)) => Mac::derive(&format!("pod {v6}")),
         None => Mac::derive(&format!("pod {} {}", id.container_id, id.ifname)),
+    }
+}
+
+/// Whether `mac` is one that [`pod_mac`] gives to a pod with the address `ip`. A dual-stack pod has the MAC of its IPv4
+/// address, which its IPv6 address does not tell.
+pub(crate) fn is_pod_mac(mac: Mac, ip: IpAddr) -> bool {
+    match (mac.0, ip) {
+        ([0x0a, 0x58, rest @ ..], IpAddr::V4(v4)) => rest == v4.octets(),
+        ([0x0a, 0x58, ..], IpAddr::V6(_)) => true,
+        (_, IpAddr::V6(v6)) => mac == Mac::derive(&format!("pod {v6}")),
+        _ => false,
     }
 }
 
@@ -66,6 +90,18 @@ mod tests {
     }
 
     #[test]
+    fn pod_macs_are_recognised() {
+        let [v4, other, v6]: [IpAddr; 3] = ["10.5.2.7", "10.5.2.8", "fd00::7"].map(|ip| ip.parse().unwrap());
+        let attachment = id("abc", "eth0");
+        for ip in [v4, v6] {
+            assert!(is_pod_mac(pod_mac(Some(ip), &attachment), ip));
+        }
+        assert!(is_pod_mac(pod_mac(Some(v4), &attachment), v6), "dual-stack");
+        assert!(!is_pod_mac(pod_mac(Some(v4), &attachment), other));
+        assert!(!is_pod_mac(Mac([2; 6]), v4) && !is_pod_mac(Mac([2; 6]), v6));
+    }
+
+    #[test]
     fn aliases_fit_and_keep_the_network_recognisable() {
         let long = "x".repeat(250);
         for network in ["cbr0", &long] {
@@ -74,6 +110,8 @@ mod tests {
                 assert!(alias.len() <= LONGEST_ALIAS && alias.starts_with(&alias_prefix(network)), "{alias}");
             }
         }
-        assert!(!alias("cbr0x", &id("abc", "eth0")).starts_with(&alias_prefix("cbr0")));
+        let alias = alias("cbr0x", &id("abc", "eth0"));
+        assert!(is_of("cbr0x", &alias) && !is_of("cbr0", &alias) && is_of_another("cbr0", &alias));
+        assert!(!is_of_another("cbr0", "uplink"), "not ours at all");
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::config::Dialect;
 use crate::{add, check, del, gc, status};
-use cni_spec::{AddResult, Arguments, AttachmentId, CniError, NetworkConfig, Plugin, Sandbox};
+use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
+use std::fmt::Display;
 use std::path::Path;
 
 /// A bridge plugin that reads its configuration in one dialect.
@@ -43,5 +44,10 @@ impl Plugin for Bridge {
 
 /// A kernel failure as the runtime reads it.
 pub(crate) fn kernel_error(error: kernel::Error) -> CniError {
-    CniError::new(cni_spec::Code::Kernel, error.to_string())
+    CniError::new(Code::Kernel, error.to_string())
+}
+
+/// A kernel failure in the course of what an operator has a name for; the kernel itself speaks of link numbers.
+pub(crate) fn failed(course: impl Display) -> impl FnOnce(kernel::Error) -> CniError {
+    move |error| CniError::new(Code::Kernel, format!("{course}: {error}"))
 }

@@ -37,7 +37,7 @@ pub(crate) enum StaleAddress {
     Refuse,
     /// replace it
     Replace,
-    /// replace it unless pods are still attached, which then go on beside the new ones
+    /// replace it on a bridge that we made and that has no ports; pods that are still attached go on beside the new ones
     ReplaceWhenIdle,
 }
 

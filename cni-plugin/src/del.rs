@@ -1,9 +1,10 @@
 //! DEL: idempotent, and content with less and less: no namespace, no link, no bridge, no record, no subnet file.
 
 use crate::config::{self, Dialect};
-use crate::teardown::Remains;
+use crate::teardown::{Failures, Remains};
 use cni_spec::{AttachmentId, CniError, NetworkConfig};
 use ipam::host_local;
+use std::net::IpAddr;
 use std::path::Path;
 
 /// Detaches, and releases the addresses last.
@@ -15,13 +16,19 @@ pub(crate) fn del(
 ) -> Result<(), CniError> {
     let bridge = config::bridge_name(dialect, config)?;
     let ledger = config::ledger(dialect, config)?;
-    let mut addresses = match &ledger {
-        Some(dir) => host_local::addresses_of(dir, &config.name, id)?,
-        None => Vec::new(),
+    let listed: Vec<IpAddr> =
+        config.prev_result.iter().flat_map(|result| &result.ips).map(|ip| ip.address.ip()).collect();
+    let mut failures = Failures::default();
+    let addresses = match &ledger {
+        None => listed,
+        Some(dir) => host_local::addresses_left_by(dir, &config.name, id, &listed).unwrap_or_else(|error| {
+            // A ledger that cannot be read keeps its addresses, but not the link.
+            failures.note_cni(Err::<(), _>(error));
+            Vec::new()
+        }),
     };
-    if let Some(previous) = &config.prev_result {
-        addresses.extend(previous.ips.iter().map(|ip| ip.address.ip()));
-    }
-    Remains { id, netns, bridge: &bridge, addresses: &addresses }.remove()?;
+    let remains = Remains { id, network: &config.name, netns, bridge: &bridge, addresses: &addresses };
+    failures.note_cni(remains.remove());
+    failures.into_result()?;
     ledger.map_or(Ok(()), |dir| host_local::del(&dir, &config.name, id))
 }

@@ -7,15 +7,18 @@ use cni_spec::{AttachmentId, CniError};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::netns::Netns;
 use kernel::{Error, detached};
+use nix::errno::Errno;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What is left of an attachment in the kernel: the host's neighbour entries for `addresses` on `bridge`, the veth pair by
-/// its host end, and whatever pair has its pod's end in `netns`. The addresses themselves are released by the caller,
-/// last, so that nobody is given an address that still leads somewhere.
+/// What is left of an attachment in the kernel: the host's neighbour entries for `addresses`, the veth pair by its host
+/// end, and whatever pair has its pod's end in `netns`. The addresses themselves are released by the caller, last, so that
+/// nobody is given an address that still leads somewhere.
 pub(crate) struct Remains<'a> {
     pub(crate) id: &'a AttachmentId,
+    pub(crate) network: &'a str,
     pub(crate) netns: Option<&'a Path>,
+    /// where the neighbour entries are if there is no host end any more to tell
     pub(crate) bridge: &'a str,
     pub(crate) addresses: &'a [IpAddr],
 }
@@ -24,42 +27,70 @@ impl Remains<'_> {
     /// Removes them all.
     pub(crate) fn remove(&self) -> Result<(), CniError> {
         let mut failures = Failures::default();
-        match Netlink::open() {
-            Ok(mut host) => {
-                failures.note(self.forget_neighbours(&mut host));
-                failures.note(detached::delete_link(&mut host, &attachment::host_veth(self.id)));
+        match self.remove_from_host(&mut failures) {
+            // The pair went with its host end, or it is not ours.
+            Ok(Removed::Pair | Removed::NotOurs) => {}
+            outcome => {
+                failures.note(outcome);
+                if let Some(netns) = self.netns {
+                    failures.note(remove_from_sandbox(netns, &self.id.ifname));
+                }
             }
-            Err(error) => failures.note(Err::<(), _>(error)),
-        }
-        if let Some(netns) = self.netns {
-            failures.note(remove_from_sandbox(netns, &self.id.ifname));
         }
         failures.into_result()
     }
 
-    fn forget_neighbours(&self, host: &mut Netlink) -> Result<(), Error> {
+    fn remove_from_host(&self, failures: &mut Failures) -> Result<Removed, Error> {
+        let mut host = Netlink::open()?;
+        let link = host.link(&attachment::host_veth(self.id))?;
+        if link.as_ref().is_some_and(|link| attachment::is_of_another(self.network, &link.alias)) {
+            // The same interface name on another network: so the interface in the sandbox is that network's.
+            return Ok(Removed::NotOurs);
+        }
+        let link = link.filter(|link| attachment::is_of(self.network, &link.alias));
+        failures.note(self.forget_neighbours(&mut host, link.as_ref().and_then(|link| link.master)));
+        match link {
+            Some(link) => detached::delete_found(&mut host, &link).map(|_| Removed::Pair),
+            None => Ok(Removed::Nothing),
+        }
+    }
+
+    fn forget_neighbours(&self, host: &mut Netlink, bridge: Option<u32>) -> Result<(), Error> {
         if self.addresses.is_empty() {
             return Ok(());
         }
-        let Some(bridge) = host.link(self.bridge)? else { return Ok(()) };
-        self.addresses
-            .iter()
-            .map(|address| host.delete_neighbour(bridge.index, *address).map(drop))
-            .fold(Ok(()), Result::and)
+        let bridge = match bridge {
+            Some(index) => index,
+            None => match host.link(self.bridge)? {
+                Some(bridge) => bridge.index,
+                None => return Ok(()),
+            },
+        };
+        self.addresses.iter().map(|address| host.delete_neighbour(bridge, *address).map(drop)).fold(Ok(()), Result::and)
     }
+}
+
+enum Removed {
+    Pair,
+    Nothing,
+    NotOurs,
 }
 
 /// Removes the pair whose end is `ifname` in a sandbox that still exists. A pod of the reference plugins has a host end
 /// with a random name, but the pair goes with either end.
 fn remove_from_sandbox(netns: &Path, ifname: &str) -> Result<(), Error> {
-    // A namespace that is gone has taken its interfaces with it.
-    let Ok(netns) = Netns::open(netns) else { return Ok(()) };
+    let netns = match Netns::open(netns) {
+        Ok(netns) => netns,
+        // A namespace that is gone has taken its interfaces with it; its file may stay behind, without it.
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ENOTDIR | Errno::EINVAL) => return Ok(()),
+        Err(error) => return Err(error),
+    };
     if netns.id() == Netns::current()?.id() {
         return Ok(());
     }
     let mut pod = Netlink::open_in(&netns)?;
     match pod.link(ifname)? {
-        Some(link) if link.kind == LinkKind::Veth => detached::delete_link(&mut pod, ifname).map(drop),
+        Some(link) if link.kind == LinkKind::Veth => detached::delete_found(&mut pod, &link).map(drop),
         _ => Ok(()),
     }
 }
