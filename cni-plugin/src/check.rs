@@ -3,11 +3,14 @@
 use crate::add::open_sandbox;
 use crate::attachment;
 use crate::bridge::kernel_error;
-use crate::config::{Dialect, PluginConfig};
-use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
+use crate::config::{Dialect, Gateway, PluginConfig};
+use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
 use ipam::host_local;
-use kernel::netlink::{Link, LinkKind, Netlink};
+use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};
 use std::net::IpAddr;
+
+/// The main routing table (RT_TABLE_MAIN), where a route goes that names none.
+const MAIN_TABLE: u32 = 254;
 
 /// Fails with all differences between `prevResult` and the kernel in one message.
 pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
@@ -16,155 +19,193 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
         return Err(CniError::new(Code::InvalidConfig, "CHECK needs a prevResult, the result of ADD"));
     };
     let netns = open_sandbox(sandbox)?;
-    let mut differences = Vec::new();
+    let mut inspection = Inspection::new(sandbox, &parsed, previous);
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
-
-    let bridge = host.link(&parsed.bridge).map_err(kernel_error)?;
-    check_bridge(&parsed, previous, bridge.as_ref(), &mut host, &mut differences)?;
-    check_host_end(sandbox, &parsed, bridge.as_ref(), &mut host, &mut differences)?;
-    let listed = previous
-        .interfaces
-        .iter()
-        .find(|interface| !interface.sandbox.is_empty() && interface.name == sandbox.id.ifname);
-    check_pod_end(sandbox, listed, previous, &mut pod, &mut differences)?;
-    if let Some(bridge) = &bridge {
-        check_neighbours(bridge, listed, previous, &mut host, &mut differences)?;
+    inspection.inspect(&mut host, &mut pod).map_err(kernel_error)?;
+    if let Some(ipam) = &parsed.ipam {
+        let addresses: Vec<IpAddr> = inspection.ips.iter().map(|ip| ip.address.ip()).collect();
+        if let Err(error) = host_local::check_held(&ipam.data_dir, &config.name, &sandbox.id, &addresses) {
+            inspection.differences.push(error.msg);
+        }
     }
-    let recorded = parsed.ipam.as_ref().map(|ipam| host_local::check(ipam, &config.name, &sandbox.id));
-    if let Some(Err(error)) = recorded {
-        differences.push(error.msg);
+    match inspection.differences.as_slice() {
+        [] => Ok(()),
+        differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
     }
-    if differences.is_empty() { Ok(()) } else { Err(CniError::new(Code::CheckFailed, differences.join("; "))) }
 }
 
-fn check_bridge(
-    parsed: &PluginConfig,
-    previous: &AddResult,
-    bridge: Option<&Link>,
-    host: &mut Netlink,
-    differences: &mut Vec<String>,
-) -> Result<(), CniError> {
-    let name = &parsed.bridge;
-    let Some(bridge) = bridge else {
-        differences.push(format!("bridge {name} is missing"));
-        return Ok(());
-    };
-    if bridge.kind != LinkKind::Bridge {
-        differences.push(format!("{name} is no bridge"));
+/// What must be, and what is not so.
+struct Inspection<'a> {
+    parsed: &'a PluginConfig,
+    previous: &'a AddResult,
+    ifname: &'a str,
+    /// the pod's end according to the result
+    interface: Option<&'a Interface>,
+    /// the addresses on it; others belong to other plugins of the chain
+    ips: Vec<&'a IpAssignment>,
+    /// the host end
+    host_end: String,
+    /// wired by us; the reference plugin names host ends at random and sets no neighbour entries
+    ours: bool,
+    differences: Vec<String>,
+}
+
+impl<'a> Inspection<'a> {
+    fn new(sandbox: &'a Sandbox, parsed: &'a PluginConfig, previous: &'a AddResult) -> Self {
+        let ifname = sandbox.id.ifname.as_str();
+        let is_pod_end = |interface: &Interface| !interface.sandbox.is_empty() && interface.name == ifname;
+        let is_here = |ip: &&IpAssignment| previous.interface_of(ip).is_none_or(is_pod_end);
+        let ours = attachment::host_veth(&sandbox.id);
+        let on_host = |interface: &&Interface| interface.sandbox.is_empty() && interface.name != parsed.bridge;
+        let host_end = previous.interfaces.iter().find(on_host).map_or(&ours, |interface| &interface.name).clone();
+        Inspection {
+            parsed,
+            previous,
+            ifname,
+            interface: previous.interfaces.iter().find(|interface| is_pod_end(interface)),
+            ips: previous.ips.iter().filter(is_here).collect(),
+            ours: host_end == ours,
+            host_end,
+            differences: Vec::new(),
+        }
     }
-    if !bridge.up {
-        differences.push(format!("bridge {name} is down"));
+
+    fn differs(&mut self, difference: String) {
+        self.differences.push(difference);
     }
-    if parsed.gateway != crate::config::Gateway::None {
-        let present = host.addresses_of(bridge.index).map_err(kernel_error)?;
-        for gateway in previous.ips.iter().filter_map(|ip| ip.gateway) {
-            if !present.iter().any(|address| address.ip() == gateway) {
-                differences.push(format!("bridge {name} lacks the gateway address {gateway}"));
+
+    fn inspect(&mut self, host: &mut Netlink, pod: &mut Netlink) -> kernel::Result<()> {
+        let bridge = host.link(&self.parsed.bridge)?;
+        match &bridge {
+            Some(bridge) => self.inspect_bridge(bridge, host)?,
+            None => self.differs(format!("bridge {} is missing", self.parsed.bridge)),
+        }
+        let pod_end = pod.link(self.ifname)?;
+        match host.link(&self.host_end)? {
+            Some(link) => self.inspect_host_end(&link, bridge.as_ref(), pod_end.as_ref()),
+            None => self.differs(format!("host interface {} is missing", self.host_end)),
+        }
+        match &pod_end {
+            Some(link) => self.inspect_pod_end(link, pod)?,
+            None => self.differs(format!("interface {} is missing in the sandbox", self.ifname)),
+        }
+        bridge.map_or(Ok(()), |bridge| self.inspect_neighbours(&bridge, host))
+    }
+
+    fn inspect_bridge(&mut self, bridge: &Link, host: &mut Netlink) -> kernel::Result<()> {
+        let name = &bridge.name;
+        if bridge.kind != LinkKind::Bridge {
+            self.differs(format!("{name} is no bridge"));
+        }
+        if !bridge.up {
+            self.differs(format!("bridge {name} is down"));
+        }
+        if self.parsed.gateway == Gateway::None {
+            return Ok(());
+        }
+        let present = host.addresses_of(bridge.index)?;
+        let gateways: Vec<IpAddr> = self.ips.iter().filter_map(|ip| ip.gateway).collect();
+        for gateway in gateways.iter().filter(|gateway| !present.iter().any(|address| address.ip() == **gateway)) {
+            self.differs(format!("bridge {name} lacks the gateway address {gateway}"));
+        }
+        Ok(())
+    }
+
+    fn inspect_host_end(&mut self, link: &Link, bridge: Option<&Link>, pod_end: Option<&Link>) {
+        let name = &link.name;
+        if !link.up {
+            self.differs(format!("host interface {name} is down"));
+        }
+        if let Some(pod_end) = pod_end.filter(|pod_end| link.peer != Some(pod_end.index)) {
+            self.differs(format!("host interface {name} is not the other end of {}", pod_end.name));
+        }
+        if let Some(bridge) = bridge.filter(|bridge| link.master != Some(bridge.index)) {
+            self.differs(format!("host interface {name} is not attached to bridge {}", bridge.name));
+        }
+        // The reference plugin has it off by default.
+        if self.ours && link.hairpin.is_some_and(|hairpin| hairpin != self.parsed.hairpin) {
+            let wanted = if self.parsed.hairpin { "on" } else { "off" };
+            self.differs(format!("host interface {name} should have hairpin mode {wanted}"));
+        }
+        self.inspect_mtu(&format!("host interface {name}"), link.mtu);
+    }
+
+    /// Results before 1.1.0 do not tell the MTU: then it is that of the configuration.
+    fn inspect_mtu(&mut self, what: &str, mtu: u32) {
+        let wanted = self.interface.and_then(|interface| interface.mtu).or(self.parsed.mtu);
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != mtu) {
+            self.differs(format!("{what} has MTU {mtu} instead of {wanted}"));
+        }
+    }
+
+    fn inspect_pod_end(&mut self, link: &Link, pod: &mut Netlink) -> kernel::Result<()> {
+        let name = format!("interface {} in the sandbox", link.name);
+        match self.interface {
+            None => self.differs(format!("prevResult lists no interface {} in a sandbox", self.ifname)),
+            Some(listed) => {
+                let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+                if !listed.mac.is_empty() && !listed.mac.eq_ignore_ascii_case(&mac) {
+                    self.differs(format!("{name} has the address {mac} instead of {}", listed.mac));
+                }
+            }
+        }
+        if link.kind != LinkKind::Veth {
+            self.differs(format!("{name} is no veth"));
+        }
+        if !link.up {
+            self.differs(format!("{name} is down"));
+        }
+        self.inspect_mtu(&name, link.mtu);
+        let present = pod.addresses_of(link.index)?;
+        let wanted: Vec<_> = self.ips.iter().map(|ip| ip.address).collect();
+        for address in wanted.iter().filter(|address| !present.contains(address)) {
+            self.differs(format!("{name} lacks the address {address}"));
+        }
+        let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        for address in present.iter().filter(|address| !link_local(address.ip()) && !wanted.contains(address)) {
+            self.differs(format!("{name} has the foreign address {address}"));
+        }
+        self.inspect_routes(link, &pod.routes()?);
+        Ok(())
+    }
+
+    fn inspect_routes(&mut self, link: &Link, routes: &[RouteEntry]) {
+        for wanted in &self.previous.routes {
+            let is_it = |route: &RouteEntry| {
+                route.dst == wanted.dst
+                    && route.table == wanted.table.unwrap_or(MAIN_TABLE)
+                    && wanted.priority.is_none_or(|priority| route.metric == Some(priority))
+                    // A second interface with the same route left it to the first, which has the same gateway.
+                    && if wanted.gw.is_some() { route.via == wanted.gw } else { route.dev == Some(link.index) }
+            };
+            if !routes.iter().any(is_it) {
+                let via = wanted.gw.map(|via| format!(" via {via}")).unwrap_or_default();
+                self.differs(format!("the sandbox lacks the route to {}{via}", wanted.dst));
             }
         }
     }
-    Ok(())
-}
 
-/// The host's end, under our name for it. A pod that the reference plugin attached has a random one there, which the
-/// result does not tell apart from the bridge reliably; its pod's end is checked all the same.
-fn check_host_end(
-    sandbox: &Sandbox,
-    parsed: &PluginConfig,
-    bridge: Option<&Link>,
-    host: &mut Netlink,
-    differences: &mut Vec<String>,
-) -> Result<(), CniError> {
-    let name = attachment::host_veth(&sandbox.id);
-    let Some(link) = host.link(&name).map_err(kernel_error)? else {
-        differences.push(format!("host interface {name} is missing"));
-        return Ok(());
-    };
-    if !link.up {
-        differences.push(format!("host interface {name} is down"));
-    }
-    if let Some(bridge) = bridge.filter(|bridge| link.master != Some(bridge.index)) {
-        differences.push(format!("host interface {name} is not attached to bridge {}", bridge.name));
-    }
-    if link.hairpin.is_some_and(|hairpin| hairpin != parsed.hairpin) {
-        differences.push(format!("host interface {name} should have hairpin mode {}", parsed.hairpin));
-    }
-    Ok(())
-}
-
-fn check_pod_end(
-    sandbox: &Sandbox,
-    listed: Option<&Interface>,
-    previous: &AddResult,
-    pod: &mut Netlink,
-    differences: &mut Vec<String>,
-) -> Result<(), CniError> {
-    let name = &sandbox.id.ifname;
-    let Some(listed) = listed else {
-        differences.push(format!("prevResult lists no interface {name} in a sandbox"));
-        return Ok(());
-    };
-    let Some(link) = pod.link(name).map_err(kernel_error)? else {
-        differences.push(format!("interface {name} is missing in the sandbox"));
-        return Ok(());
-    };
-    if link.kind != LinkKind::Veth {
-        differences.push(format!("interface {name} in the sandbox is no veth"));
-    }
-    if !link.up {
-        differences.push(format!("interface {name} in the sandbox is down"));
-    }
-    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !listed.mac.is_empty() && !listed.mac.eq_ignore_ascii_case(&mac) {
-        differences.push(format!("interface {name} in the sandbox has the address {mac} instead of {}", listed.mac));
-    }
-    if let Some(mtu) = listed.mtu.filter(|mtu| *mtu != 0 && *mtu != link.mtu) {
-        differences.push(format!("interface {name} in the sandbox has MTU {} instead of {mtu}", link.mtu));
-    }
-    let present = pod.addresses_of(link.index).map_err(kernel_error)?;
-    for ip in &previous.ips {
-        if !present.contains(&ip.address) {
-            differences.push(format!("interface {name} in the sandbox lacks the address {}", ip.address));
-        }
-    }
-    let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    for address in present.iter().filter(|address| !link_local(address.ip())) {
-        if !previous.ips.iter().any(|ip| ip.address == *address) {
-            differences.push(format!("interface {name} in the sandbox has the foreign address {address}"));
-        }
-    }
-    let routes = pod.routes().map_err(kernel_error)?;
-    for wanted in &previous.routes {
-        let via = wanted.gw;
-        if !routes.iter().any(|route| route.dst == wanted.dst && (via.is_none() || route.via == via)) {
-            let via = via.map(|via| format!(" via {via}")).unwrap_or_default();
-            differences.push(format!("the sandbox lacks the route to {}{via}", wanted.dst));
-        }
-    }
-    Ok(())
-}
-
-/// A neighbour entry of the host that leads a pod's address somewhere else is what makes a pod unreachable from its node.
-fn check_neighbours(
-    bridge: &Link,
-    listed: Option<&Interface>,
-    previous: &AddResult,
-    host: &mut Netlink,
-    differences: &mut Vec<String>,
-) -> Result<(), CniError> {
-    let Some(wanted) = listed.filter(|interface| !interface.mac.is_empty()) else { return Ok(()) };
-    let neighbours = host.neighbours(Some(bridge.index)).map_err(kernel_error)?;
-    for ip in previous.ips.iter().map(|ip| ip.address.ip()) {
-        for neighbour in neighbours.iter().filter(|neighbour| neighbour.ip == ip) {
-            let mac = neighbour.mac.map(|mac| mac.to_string()).unwrap_or_default();
-            if !mac.eq_ignore_ascii_case(&wanted.mac) {
-                differences.push(format!(
-                    "the host's neighbour entry for {ip} on {} is {mac}, not {}",
-                    bridge.name, wanted.mac
-                ));
+    /// A neighbour entry of the host that leads a pod's address somewhere else is what makes a pod unreachable from its
+    /// node.
+    fn inspect_neighbours(&mut self, bridge: &Link, host: &mut Netlink) -> kernel::Result<()> {
+        let Some(wanted) = self.interface.map(|interface| &interface.mac).filter(|mac| !mac.is_empty()) else {
+            return Ok(());
+        };
+        let neighbours = host.neighbours(Some(bridge.index))?;
+        let addresses: Vec<IpAddr> = self.ips.iter().map(|ip| ip.address.ip()).collect();
+        for ip in addresses {
+            let entry = neighbours.iter().find(|neighbour| neighbour.ip == ip);
+            match entry.and_then(|neighbour| neighbour.mac).map(|mac| mac.to_string()) {
+                Some(mac) if mac.eq_ignore_ascii_case(wanted) => {}
+                Some(mac) => self
+                    .differs(format!("the host's neighbour entry for {ip} on {} is {mac}, not {wanted}", bridge.name)),
+                None if self.ours => {
+                    self.differs(format!("the host has no neighbour entry for {ip} on {}", bridge.name))
+                }
+                None => {}
             }
         }
+        Ok(())
     }
-    Ok(())
 }
