@@ -97,7 +97,7 @@ impl Reconciler {
     }
 
     fn overlay(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable) -> Result<(), String> {
-        let desired = self.backend.desired(uplink, own, leases);
+        let desired = self.backend.desired(&self.config.networks(), uplink, own, leases);
         self.health.note("peers left out", summary(&desired.left_out));
         let scope = self.backend.scope(&self.config);
         let actual = kernel::observe(&mut self.netlink, &scope).map_err(|error| error.to_string())?;

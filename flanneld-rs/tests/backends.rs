@@ -42,7 +42,7 @@ fn desired(backend: &Backend, own: &[&str], peers: &[Lease]) -> Desired {
     let families: Vec<Family> = subnets(own).families().collect();
     let own = Lease { subnets: subnets(own), announcement: backend.announcement(&uplink(), &families) };
     let leases: LeaseTable = peers.iter().cloned().chain([own.clone()]).collect();
-    backend.desired(&uplink(), &own, &leases)
+    backend.desired(&subnets(&["10.5.0.0/16", "fd00:5::/32"]), &uplink(), &own, &leases)
 }
 
 const MAC2: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
@@ -127,11 +127,31 @@ fn a_peer_that_makes_no_sense_is_left_out_with_the_reason_and_harms_no_other() {
         (peer("vxlan", &["10.5.3.0/24"], &[], None), "announces no public IPv4 address"),
         (peer("vxlan", &["10.5.0.0/20"], &["192.168.0.3"], Some(MAC2)), "overlaps our own 10.5.1.0/24"),
         (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some(MAC2)), "claimed by 192.168.0.2 too"),
+        // The underlay's own prefix: the route would take the place of the connected one, and cut the node off.
+        (peer("vxlan", &["192.168.0.0/24"], &["203.0.113.3"], Some(MAC2)), "is no part of the pod network"),
+        (peer("vxlan", &["10.4.0.0/15"], &["192.168.0.3"], Some(MAC2)), "overlaps our own 10.5.1.0/24"),
+        (peer("vxlan", &["10.5.3.0/24"], &["10.5.3.9"], Some(MAC2)), "a node's own address in it, 10.5.3.9"),
+        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.1"], Some(MAC2)), "192.168.0.1 is our own address"),
     ] {
         let Desired { overlay, left_out } = desired(&backend, &["10.5.1.0/24"], &[good.clone(), bad]);
         assert_eq!(overlay, alone, "{reason}");
         assert!(left_out.len() == 1 && left_out[0].contains(reason), "{left_out:?} should say {reason}");
     }
+}
+
+#[test]
+fn an_underlay_inside_the_pod_network_is_never_routed_into_the_tunnel() {
+    let backend = backend(r#"{"Type": "vxlan"}"#);
+    let own =
+        Lease { subnets: subnets(&["192.168.9.0/24"]), announcement: backend.announcement(&uplink(), &[Family::V4]) };
+    let peers = [
+        peer("vxlan", &["192.168.0.0/24"], &["203.0.113.3"], Some(MAC2)),
+        peer("vxlan", &["192.168.2.0/24"], &["192.168.0.2"], Some(MAC2)),
+    ];
+    let leases: LeaseTable = peers.into_iter().collect();
+    let Desired { overlay, left_out } = backend.desired(&subnets(&["192.168.0.0/16"]), &uplink(), &own, &leases);
+    assert!(overlay.routes.keys().eq([&"192.168.2.0/24".parse().unwrap()]), "{overlay:?}");
+    assert!(left_out.len() == 1 && left_out[0].contains("a node's own address in it, 192.168.0.1"), "{left_out:?}");
 }
 
 #[test]

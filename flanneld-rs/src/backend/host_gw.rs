@@ -1,13 +1,13 @@
 //! host-gw: a route to each node's subnet through the node itself. No encapsulation; the nodes share a network segment.
 
-use super::{Desired, peers};
+use super::{Desired, Peer};
 use crate::family::{Family, PerFamily};
-use crate::lease::{Announcement, Endpoint, Lease, LeaseTable};
+use crate::lease::{Announcement, Endpoint};
 use crate::uplink::Uplink;
 use kernel::Route;
 
 /// The backend type in leases.
-const TYPE: &str = "host-gw";
+pub(super) const TYPE: &str = "host-gw";
 
 /// The host-gw backend; it has no settings.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,8 @@ impl HostGw {
         Announcement { backend_type: TYPE.into(), endpoints }
     }
 
-    pub(super) fn desired(self, uplink: &Uplink, own: &Lease, leases: &LeaseTable, desired: &mut Desired) {
-        for peer in peers(TYPE, own, leases, &mut desired.left_out) {
+    pub(super) fn desired(self, uplink: &Uplink, peers: &[Peer<'_>], desired: &mut Desired) {
+        for peer in peers {
             if uplink.reaches_directly(peer.endpoint.public_ip) {
                 let route = Route { via: Some(peer.endpoint.public_ip), dev: uplink.name.clone(), onlink: false };
                 desired.overlay.routes.insert(peer.subnet, route);

@@ -1,9 +1,9 @@
 //! VXLAN: one device for each family, and for each peer a neighbour entry, a forwarding entry and a route, as flannel has
 //! them: the peer's subnet is reached through the peer's own network address, which is the address of its device.
 
-use super::{Desired, Peer, peers};
+use super::{Desired, Peer};
 use crate::family::{Family, PerFamily};
-use crate::lease::{Announcement, Endpoint, Lease, LeaseTable};
+use crate::lease::{Announcement, Endpoint, Lease};
 use crate::network_config;
 use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
@@ -11,7 +11,7 @@ use kernel::{Mac, Route, VxlanLink};
 use serde::{Deserialize, Serialize};
 
 /// The backend type in leases.
-const TYPE: &str = "vxlan";
+pub(super) const TYPE: &str = "vxlan";
 /// The port of Linux, which flannel uses too; IANA's 4789 came later (Documentation/networking/vxlan.rst).
 const KERNEL_PORT: u16 = 8472;
 
@@ -91,7 +91,7 @@ impl Vxlan {
         self.config.mtu.unwrap_or(uplink.mtu).min(uplink.mtu).saturating_sub(overhead).max(68)
     }
 
-    pub(super) fn desired(&self, uplink: &Uplink, own: &Lease, leases: &LeaseTable, desired: &mut Desired) {
+    pub(super) fn desired(&self, uplink: &Uplink, own: &Lease, peers: &[Peer<'_>], desired: &mut Desired) {
         for (family, subnet) in own.subnets.iter() {
             let (Some(local), Some(mac)) = (uplink.local.get(family), self.mac(uplink, family)) else { continue };
             let device = self.device(family);
@@ -110,9 +110,8 @@ impl Vxlan {
             );
             desired.overlay.addresses.insert((device, IpNetwork::from(subnet.network())));
         }
-        let peers = peers(TYPE, own, leases, &mut desired.left_out);
         for peer in peers {
-            self.reach(&peer, uplink, desired);
+            self.reach(peer, uplink, desired);
         }
     }
 
