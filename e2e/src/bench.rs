@@ -13,6 +13,11 @@ use crate::table::Table;
 use sample::Sample;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Between two parts: the kernel removes namespaces, and writes files back, after their last user is gone, and nothing
+/// tells when it is done.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// How to measure.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -75,7 +80,7 @@ impl Figure {
             self.what.clone(),
             self.reference.map(number).unwrap_or_default(),
             number(self.ours),
-            ratio.map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
+            ratio.map(|ratio| format!("{ratio:.3}")).unwrap_or_default(),
             judged,
             self.note.clone(),
         ]
@@ -86,15 +91,18 @@ impl Figure {
 pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
     let wishes = *wishes;
     let mut figures = Vec::new();
-    let part = |name: &str| eprintln!("measuring {name}");
-    part("the CNI executable");
-    figures.extend(cni::measure(wishes, &directory.join("cni"))?);
+    let part = |name: &str| {
+        std::thread::sleep(SETTLE);
+        eprintln!("measuring {name}");
+    };
     part("address allocation");
     figures.extend(ipam::measure(wishes, &directory.join("ipam"))?);
-    part("programming the kernel");
-    figures.extend(overlay::measure(wishes)?);
+    part("the CNI executable");
+    figures.extend(cni::measure(wishes, &directory.join("cni"))?);
     part("the daemon");
     figures.extend(daemon::measure(wishes, &directory.join("daemon"))?);
+    part("programming the kernel");
+    figures.extend(overlay::measure(wishes)?);
     let text = document(&figures)?;
     std::io::stdout().write_all(text.as_bytes())?;
     if wishes.write {
@@ -112,7 +120,7 @@ fn document(figures: &[Figure]) -> Result<String> {
     Ok(format!(
         "# Benchmarks\n\n{}\n\nWritten by `make bench ARGS=--write`. The reference is Debian's package \
          containernetworking-plugins (`bridge` with `host-local`), measured alternately with ours in the same run; the \
-         ratio is ours to the reference's, smaller is better.\n\n{}",
+         ratio is ours to the reference's, smaller is better. All files are on a tmpfs.\n\n{}",
         machine::description()?,
         table.markdown()
     ))

@@ -13,14 +13,14 @@ use std::time::Duration;
 /// Tells the second process where it may put its files.
 const DIRECTORY: &str = "FLANNEL_RS_E2E_DIRECTORY";
 
-/// Runs `work` with a directory in a second process of this program, started with the same arguments. Its processes die
+/// Runs `work` with a directory in `place` in a second process of this program, started with the same arguments. Its processes die
 /// with it, then the directory is removed. Without root, both are root of a user namespace of their own.
 ///
 /// To be called while the process has a single thread.
-pub fn supervised(work: impl FnOnce(&Path) -> Result<()>) -> ExitCode {
+pub fn supervised(place: &Path, work: impl FnOnce(&Path) -> Result<()>) -> ExitCode {
     let result = match std::env::var_os(DIRECTORY).map(PathBuf::from) {
         Some(directory) => prepare_to_work().and_then(|()| work(&directory)).map(|()| ExitCode::SUCCESS),
-        None => supervise(),
+        None => supervise(place),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{error}");
@@ -33,14 +33,14 @@ fn prepare_to_work() -> Result<()> {
     Ok(SigSet::empty().thread_set_mask()?)
 }
 
-fn supervise() -> Result<ExitCode> {
+fn supervise(place: &Path) -> Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         enter_user_namespace()?;
     }
     // Blocked before the child exists, so that none is missed.
     let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_set_mask()?;
-    let directory = WorkDir::new()?;
+    let directory = WorkDir::within(place)?;
     let mut worker = Command::new(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(DIRECTORY, directory.path())

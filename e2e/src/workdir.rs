@@ -14,11 +14,17 @@ pub struct WorkDir {
 }
 
 impl WorkDir {
-    /// Makes a directory that carries our process number, and removes those of processes that are gone.
+    /// Makes a directory in the usual place for temporary files that carries our process number, and removes those of
+    /// processes that are gone.
     pub fn new() -> Result<Self> {
-        sweep(&std::env::temp_dir());
+        WorkDir::within(&std::env::temp_dir())
+    }
+
+    /// The same in another place.
+    pub fn within(place: &Path) -> Result<Self> {
+        sweep(place);
         let prefix = format!("{PREFIX}{}.", std::process::id());
-        Ok(WorkDir { directory: tempfile::Builder::new().prefix(&prefix).tempdir()? })
+        Ok(WorkDir { directory: tempfile::Builder::new().prefix(&prefix).tempdir_in(place)? })
     }
 
     /// Where it is.

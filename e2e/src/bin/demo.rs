@@ -21,6 +21,6 @@ fn main() -> ExitCode {
     let Command { wishes, inside } = Command::parse();
     match inside {
         Some(inside) => inside.main(),
-        None => supervised(|directory| run(&wishes, directory)),
+        None => supervised(&std::env::temp_dir(), |directory| run(&wishes, directory)),
     }
 }
