@@ -30,7 +30,9 @@ impl Netlink {
         self.query(Message::encode(libc::RTM_GETADDR, NLM_F_DUMP, &body), operation, decode)
     }
 
-    /// Adds an address; having it already is success. An IPv6 address is usable at once (no duplicate detection).
+    /// Adds an address; having it already is success. There is no duplicate detection of IPv6: the address can be bound to
+    /// at once. What is sent to it arrives a moment later, when the kernel's work queue has made the local route
+    /// (`addrconf_dad_work`), which [`Netlink::lookup`] shows.
     pub fn add_address(&mut self, index: u32, address: IpNetwork) -> Result<()> {
         let operation = || format!("adding address {address} to link number {index}");
         self.request_unless(add_address_message(index, address), &[Errno::EEXIST], operation).map(drop)

@@ -152,6 +152,12 @@ impl Netlink {
         self.request(message, || format!("adding route {route}"))
     }
 
+    /// Adds a route in front of those with this destination and metric; EEXIST if there is an equal one. (IPv6 has no order
+    /// of equal routes: it makes the gateway another next hop of the route that is there.)
+    pub fn prepend_route(&mut self, route: &RouteSpec) -> Result<()> {
+        self.request(route_message(route, NLM_F_CREATE), || format!("adding route {route}"))
+    }
+
     /// Adds a route, or puts it in the place of the one with this destination and metric, without a gap.
     pub fn replace_route(&mut self, route: &RouteSpec) -> Result<()> {
         let message = route_message(route, NLM_F_CREATE | NLM_F_REPLACE);
