@@ -51,7 +51,7 @@ impl Format {
 }
 
 fn per_family(result: &Field<'_>) -> Result<AddResult, CniError> {
-    let mut read = AddResult { dns: dns(&result.field("dns")?)?, ..AddResult::default() };
+    let mut read = AddResult { dns: Dns::read(&result.field("dns")?)?, ..AddResult::default() };
     for key in ["ip4", "ip6"] {
         let family = result.field(key)?;
         if family.value().is_none() {
@@ -73,7 +73,7 @@ fn lists(result: &Field<'_>) -> Result<AddResult, CniError> {
         interfaces: result.field("interfaces")?.items()?.iter().map(interface).collect::<Result<_, _>>()?,
         ips: result.field("ips")?.items()?.iter().map(ip).collect::<Result<_, _>>()?,
         routes: routes(&result.field("routes")?)?,
-        dns: dns(&result.field("dns")?)?,
+        dns: Dns::read(&result.field("dns")?)?,
     })
 }
 
@@ -120,13 +120,19 @@ impl Route {
     }
 }
 
-fn dns(dns: &Field<'_>) -> Result<Dns, CniError> {
-    Ok(Dns {
-        nameservers: dns.field("nameservers")?.strings()?,
-        domain: text(dns, "domain")?,
-        search: dns.field("search")?.strings()?,
-        options: dns.field("options")?.strings()?,
-    })
+impl Dns {
+    /// Reads name resolution settings, of a result or of a configuration (`dns`); all of them may be missing.
+    ///
+    /// # Errors
+    /// `InvalidConfig` with the path of the field that is malformed.
+    pub fn read(dns: &Field<'_>) -> Result<Self, CniError> {
+        Ok(Dns {
+            nameservers: dns.field("nameservers")?.strings()?,
+            domain: text(dns, "domain")?,
+            search: dns.field("search")?.strings()?,
+            options: dns.field("options")?.strings()?,
+        })
+    }
 }
 
 fn required_network(field: &Field<'_>) -> Result<IpNetwork, CniError> {
