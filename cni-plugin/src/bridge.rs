@@ -1,53 +1,117 @@
-//! The bridge plugin, in its two dialects: `flannel-rs` and the reference `bridge`.
+//! The bridge that pods are plugged into.
 
-use crate::config::Dialect;
-use crate::{add, check, del, gc, status};
-use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
-use std::fmt::Display;
-use std::path::Path;
+use crate::config::StaleAddress;
+use crate::plan::BridgePlan;
+use crate::plugin::{failed, kernel_error};
+use crate::ready::await_reception;
+use cni_spec::{CniError, Code};
+use ipnetwork::IpNetwork;
+use kernel::netlink::{Link, LinkChange, LinkKind, Netlink};
+use kernel::sysctl;
+use nix::errno::Errno;
 
-/// A bridge plugin that reads its configuration in one dialect.
-pub(crate) struct Bridge(Dialect);
+/// What a person reads in `ip link` of a bridge that we made.
+const BRIDGE_ALIAS: &str = "cni-plugin";
 
-/// `type: flannel-rs`
-pub(crate) static FLANNEL_RS: Bridge = Bridge(Dialect::FlannelRs);
-/// `type: bridge`
-pub(crate) static BRIDGE: Bridge = Bridge(Dialect::Bridge);
-
-impl Plugin for Bridge {
-    fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
-        add::add(self.0, sandbox, config)
+/// The bridge of the plan: made if it is not there, up, with its gateway addresses and an address that stays.
+pub(crate) fn ensure_bridge(host: &mut Netlink, plan: &BridgePlan) -> Result<Link, CniError> {
+    let bridge = find_or_create_bridge(host, plan).map_err(failed(format!("setting up bridge {}", plan.name)))?;
+    if bridge.kind != LinkKind::Bridge {
+        return Err(CniError::new(
+            Code::Kernel,
+            format!("{} exists but is no bridge: delete it, or name another bridge in the configuration", plan.name),
+        ));
     }
-
-    fn del(
-        &self,
-        id: &AttachmentId,
-        netns: Option<&Path>,
-        _args: &Arguments,
-        config: &NetworkConfig,
-    ) -> Result<(), CniError> {
-        del::del(self.0, id, netns, config)
+    let present = if plan.addresses.is_empty() { Ok(Vec::new()) } else { host.addresses_of(bridge.index) };
+    let present = present.map_err(kernel_error)?;
+    let conflict = |wanted: &&IpNetwork| present.iter().find(|other| conflicts(**other, **wanted));
+    let missing: Vec<&IpNetwork> = plan.addresses.iter().filter(|wanted| !present.contains(wanted)).collect();
+    if plan.stale == StaleAddress::Refuse
+        && let Some((wanted, other)) = missing.iter().find_map(|wanted| Some((*wanted, conflict(wanted)?)))
+    {
+        return Err(CniError::new(
+            Code::Kernel,
+            format!(
+                "{:?} already has an IP address different from {wanted}: it has {other}. \
+                 Set forceAddress, or delete the bridge when no pod uses it",
+                plan.name
+            ),
+        ));
     }
+    configure_bridge(host, &bridge, plan, &present, &missing)
+        .map_err(failed(format!("setting up bridge {}", plan.name)))?;
+    Ok(bridge)
+}
 
-    fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
-        check::check(self.0, sandbox, config)
+fn find_or_create_bridge(host: &mut Netlink, plan: &BridgePlan) -> kernel::Result<Link> {
+    if let Some(bridge) = host.link(&plan.name)? {
+        return Ok(bridge);
     }
-
-    fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
-        gc::gc(self.0, config, valid)
+    match host.create_bridge(&plan.name, plan.mac, plan.mtu, BRIDGE_ALIAS) {
+        // Another ADD made it in the meantime.
+        Err(error) if error.errno == Errno::EEXIST => {}
+        made => made?,
     }
+    // Router advertisements from a pod must not reconfigure the node. Without IPv6 there is no such file.
+    let _ = sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", plan.name), "0");
+    find(host, &plan.name)
+}
 
-    fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        status::status(self.0, config)
+fn configure_bridge(
+    host: &mut Netlink,
+    bridge: &Link,
+    plan: &BridgePlan,
+    present: &[IpNetwork],
+    missing: &[&IpNetwork],
+) -> kernel::Result<()> {
+    if !bridge.up {
+        host.set_link(bridge.index, &LinkChange { up: Some(true), ..LinkChange::default() })?;
+    }
+    if missing.iter().any(|address| address.is_ipv6()) {
+        sysctl::set(&format!("net/ipv6/conf/{}/disable_ipv6", plan.name), "0")?;
+    }
+    for wanted in missing {
+        for other in present.iter().filter(|other| conflicts(**other, **wanted)) {
+            let replace = match plan.stale {
+                StaleAddress::Refuse => false,
+                StaleAddress::Replace => true,
+                StaleAddress::ReplaceWhenIdle => bridge.alias == BRIDGE_ALIAS && !has_ports(host, bridge.index)?,
+            };
+            if replace {
+                host.delete_address(bridge.index, *other)?;
+            }
+        }
+        host.add_address(bridge.index, **wanted)?;
+        await_reception(host, wanted.ip())?;
+    }
+    // A gateway that does not forward is none; the file is per namespace and usually set already.
+    for address in &plan.addresses {
+        let key = if address.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+        sysctl::set(key, "1")?;
+    }
+    // An address set by hand stays when ports come and go, also on a bridge that somebody else made.
+    match bridge.mac {
+        Some(mac) if !plan.addresses.is_empty() && mac != plan.mac && present.is_empty() => {
+            host.set_link(bridge.index, &LinkChange { mac: Some(mac), ..LinkChange::default() })
+        }
+        _ => Ok(()),
     }
 }
 
-/// A kernel failure as the runtime reads it.
-pub(crate) fn kernel_error(error: kernel::Error) -> CniError {
-    CniError::new(Code::Kernel, error.to_string())
+/// IPv4 knows one gateway on a bridge; IPv6 addresses live side by side unless their subnets overlap (as upstream).
+fn conflicts(other: IpNetwork, wanted: IpNetwork) -> bool {
+    match (other, wanted) {
+        (IpNetwork::V4(_), IpNetwork::V4(_)) => true,
+        (IpNetwork::V6(other), IpNetwork::V6(wanted)) => !other.ip().is_unicast_link_local() && other.overlaps(wanted),
+        _ => false,
+    }
 }
 
-/// A kernel failure in the course of what an operator has a name for; the kernel itself speaks of link numbers.
-pub(crate) fn failed(course: impl Display) -> impl FnOnce(kernel::Error) -> CniError {
-    move |error| CniError::new(Code::Kernel, format!("{course}: {error}"))
+fn has_ports(host: &mut Netlink, bridge: u32) -> kernel::Result<bool> {
+    Ok(host.links()?.iter().any(|link| link.master == Some(bridge)))
+}
+
+fn find(netlink: &mut Netlink, name: &str) -> kernel::Result<Link> {
+    let vanished = || kernel::Error::new(format!("looking up {name}"), Errno::ENODEV).because("it vanished: try again");
+    netlink.link(name)?.ok_or_else(vanished)
 }

@@ -2,8 +2,8 @@
 
 use crate::add::open_sandbox;
 use crate::attachment;
-use crate::bridge::kernel_error;
 use crate::config::{Dialect, Gateway, PluginConfig};
+use crate::plugin::kernel_error;
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
 use ipam::host_local;
 use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};

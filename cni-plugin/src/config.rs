@@ -1,9 +1,8 @@
 //! Plugin configurations: a value that parses is ready for use.
 
-use cni_spec::{Arguments, CniError, Code, NetworkConfig, Route};
+use cni_spec::{Arguments, CniError, Code, Dns, NetworkConfig, Route};
 use ipam::host_local::HostLocal;
 use ipam::subnet_env::{DEFAULT_PATH, SubnetEnv};
-use ipnetwork::IpNetwork;
 use kernel::Mac;
 use std::path::{Path, PathBuf};
 
@@ -56,6 +55,8 @@ pub(crate) struct PluginConfig {
     pub(crate) hairpin: bool,
     /// MAC of the pod's interface, if asked for
     pub(crate) mac: Option<Mac>,
+    /// name resolution for the result; without any, that of the address management
+    pub(crate) dns: Dns,
     /// address management; none: a plain layer 2 attachment
     pub(crate) ipam: Option<HostLocal>,
 }
@@ -79,7 +80,7 @@ impl PluginConfig {
         // With a default route over the bridge the cluster's own networks need no routes of their own.
         let routes = match gateway {
             Gateway::DefaultRoute => Vec::new(),
-            _ => env.networks().map(route_to).collect(),
+            _ => env.networks().map(|network| Route::new(network, None)).collect(),
         };
         let ipam = HostLocal::for_subnets(config, args, env.subnets(), routes)?;
         Ok(PluginConfig {
@@ -89,6 +90,7 @@ impl PluginConfig {
             mtu: mtu(config)?.or(Some(env.mtu)),
             hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
             mac: requested_mac(config, args)?,
+            dns: Dns::read(&config.field("dns"))?,
             ipam: Some(ipam),
         })
     }
@@ -116,6 +118,7 @@ impl PluginConfig {
             mtu: mtu(config)?,
             hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
             mac: requested_mac(config, args)?,
+            dns: Dns::read(&config.field("dns"))?,
             ipam: ipam_of(config)?.then(|| HostLocal::parse(config, args)).transpose()?,
         })
     }
@@ -163,10 +166,6 @@ fn ipam_of(config: &NetworkConfig) -> Result<bool, CniError> {
             format!("ipam.type {:?} is not built in yet: use host-local", other.unwrap_or_default()),
         )),
     }
-}
-
-fn route_to(dst: IpNetwork) -> Route {
-    Route { dst, gw: None, mtu: None, advmss: None, priority: None, table: None, scope: None }
 }
 
 /// A configured MTU; 0 means none, as upstream.

@@ -2,8 +2,8 @@
 //! kernel (links that carry our mark, neighbour entries of the bridge) and from the ledger; neither needs the other.
 
 use crate::attachment;
-use crate::bridge::kernel_error;
 use crate::config::{self, Dialect, PluginConfig};
+use crate::plugin::kernel_error;
 use crate::teardown::Failures;
 use cni_spec::{Arguments, AttachmentId, CniError, NetworkConfig};
 use ipam::host_local;

@@ -1,7 +1,7 @@
 //! The loopback plugin: brings `lo` up. Runtimes run it for every sandbox.
 
 use crate::add::open_sandbox;
-use crate::bridge::kernel_error;
+use crate::plugin::kernel_error;
 use cni_spec::{
     AddResult, Arguments, AttachmentId, CniError, Code, Interface, IpAssignment, NetworkConfig, Plugin, Sandbox,
 };

@@ -9,6 +9,9 @@ mod del;
 mod gc;
 mod loopback;
 mod plan;
+mod plugin;
+mod pod;
+mod ready;
 mod status;
 mod teardown;
 
@@ -20,8 +23,8 @@ use std::process::ExitCode;
 /// The plugin behind a `type`, or behind a name of the executable. Under its own name, `cni-plugin`, the `type` decides.
 fn select(name: &str) -> Option<&'static dyn Plugin> {
     match name {
-        "flannel-rs" => Some(&bridge::FLANNEL_RS),
-        "bridge" => Some(&bridge::BRIDGE),
+        "flannel-rs" => Some(&plugin::FLANNEL_RS),
+        "bridge" => Some(&plugin::BRIDGE),
         "host-local" => Some(&ipam::host_local::Plugin),
         "loopback" => Some(&loopback::Loopback),
         _ => None,

@@ -3,7 +3,7 @@
 
 use crate::attachment;
 use crate::config::{Gateway, PluginConfig, StaleAddress};
-use cni_spec::{AddResult, AttachmentId, CniError, Code, Interface, IpAssignment, Route};
+use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,6 +20,8 @@ pub(crate) struct PodPlan {
     pub(crate) ips: Vec<IpAssignment>,
     /// the pod's routes, each with a gateway unless it is on link
     pub(crate) routes: Vec<Route>,
+    /// name resolution, which is for the runtime to set up
+    pub(crate) dns: Dns,
 }
 
 /// The bridge.
@@ -95,6 +97,7 @@ pub(crate) fn pod(
             hairpin: config.hairpin,
         },
         routes: routes(config.gateway, &ips, &allocated.routes),
+        dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
         ips,
     })
 }
@@ -104,7 +107,7 @@ const POD: usize = 2;
 
 impl PodPlan {
     /// The result to print, once the bridge's real address is known.
-    pub(crate) fn result(&self, bridge_mac: Mac, sandbox: &Path, allocated: AddResult) -> AddResult {
+    pub(crate) fn result(self, bridge_mac: Mac, sandbox: &Path) -> AddResult {
         let interface = |name: &str, mac: Mac, sandbox: String| Interface {
             name: name.into(),
             mac: mac.to_string(),
@@ -118,9 +121,9 @@ impl PodPlan {
                 interface(&self.veth.host, self.veth.host_mac, String::new()),
                 interface(&self.veth.pod, self.veth.mac, sandbox.display().to_string()),
             ],
-            ips: self.ips.clone(),
-            routes: self.routes.clone(),
-            dns: allocated.dns,
+            ips: self.ips,
+            routes: self.routes,
+            dns: self.dns,
         }
     }
 }
@@ -138,8 +141,7 @@ fn routes(gateway: Gateway, ips: &[IpAssignment], configured: &[Route]) -> Vec<R
         for ip in ips {
             let dst = default_destination(ip.address);
             if !routes.iter().any(|route| route.dst == dst) {
-                let gw = ip.gateway;
-                routes.push(Route { dst, gw, mtu: None, advmss: None, priority: None, table: None, scope: None });
+                routes.push(Route::new(dst, ip.gateway));
             }
         }
     }
@@ -196,6 +198,7 @@ mod tests {
             mtu: Some(1450),
             hairpin: true,
             mac: None,
+            dns: Dns::default(),
             ipam: None,
         }
     }
@@ -206,15 +209,7 @@ mod tests {
             address: address.parse().unwrap(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
         };
-        let route = |dst: &&str| Route {
-            dst: dst.parse().unwrap(),
-            gw: None,
-            mtu: None,
-            advmss: None,
-            priority: None,
-            table: None,
-            scope: None,
-        };
+        let route = |dst: &&str| Route::new(dst.parse().unwrap(), None);
         AddResult {
             ips: addresses.iter().map(ip).collect(),
             routes: routes.iter().map(route).collect(),
@@ -276,10 +271,11 @@ mod tests {
     fn the_result_lists_bridge_host_end_and_pod_end() {
         let addresses = [("10.5.2.7/24", Some("10.5.2.1"))];
         let plan = planned(Gateway::DefaultRoute, &addresses, &[]).unwrap();
-        let result = plan.result(Mac([2; 6]), Path::new("/run/netns/a"), allocated(&addresses, &[]));
+        let host = plan.veth.host.clone();
+        let result = plan.result(Mac([2; 6]), Path::new("/run/netns/a"));
         let interfaces: Vec<(&str, &str)> =
             result.interfaces.iter().map(|interface| (interface.name.as_str(), interface.sandbox.as_str())).collect();
-        assert_eq!(interfaces, [("cbr0", ""), (plan.veth.host.as_str(), ""), ("eth0", "/run/netns/a")]);
+        assert_eq!(interfaces, [("cbr0", ""), (host.as_str(), ""), ("eth0", "/run/netns/a")]);
         assert_eq!(result.ips[0].interface, Some(2));
     }
 }

@@ -2,7 +2,7 @@
 //! for success.
 
 use crate::attachment;
-use crate::bridge::kernel_error;
+use crate::plugin::kernel_error;
 use cni_spec::{AttachmentId, CniError};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::netns::Netns;
