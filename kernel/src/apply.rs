@@ -1,6 +1,6 @@
 //! Carrying out changes.
 
-use crate::netlink::socket::{Message, NLM_F_CREATE, NLM_F_REPLACE};
+use crate::netlink::socket::{Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use crate::netlink::{
     LinkChange, Netlink, RouteSpec, add_address_message, delete_address_message, delete_fdb_message,
     delete_neighbour_message, delete_route_message, refused, route_message, set_fdb_message, set_neighbour_message,
@@ -53,7 +53,11 @@ impl<'a> Work<'a> {
                 self.device(dev, change).map(|dev| set_neighbour_message(dev, *ip, *mac))
             }
             Change::SetFdb(dev, mac, dst) => self.device(dev, change).map(|dev| set_fdb_message(dev, *mac, *dst)),
-            Change::SetRoute(dst, route) => self
+            // Not replacing what is there: a peer that claims the prefix of somebody's route must not cut it off.
+            Change::AddRoute(dst, route) => self
+                .device(&route.dev, change)
+                .map(|dev| route_message(&spec(*dst, route, dev), NLM_F_CREATE | NLM_F_EXCL)),
+            Change::ReplaceRoute(dst, route) => self
                 .device(&route.dev, change)
                 .map(|dev| route_message(&spec(*dst, route, dev), NLM_F_CREATE | NLM_F_REPLACE)),
         };
@@ -144,7 +148,7 @@ impl<'a> Work<'a> {
                     if let Some(change) =
                         changes.get(index).filter(|change| !done_already(change).contains(&refusal.errno))
                     {
-                        self.failures.push(refused(change.to_string(), refusal));
+                        self.failures.push(explained(refused(change.to_string(), refusal), change));
                     }
                 }
             }
@@ -169,6 +173,16 @@ fn is_removal(change: &Change) -> bool {
             | Change::DeleteNeighbour(..)
             | Change::DeleteAddress(..)
     )
+}
+
+/// The error with what the kernel does not say.
+fn explained(error: Error, change: &Change) -> Error {
+    match change {
+        Change::AddRoute(..) if error.errno == Errno::EEXIST => {
+            error.because("somebody else's route to it is in the way; delete that, or give the node another subnet")
+        }
+        _ => error,
+    }
 }
 
 /// The errnos that say that there is nothing left to do.

@@ -66,7 +66,13 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
     }
     for (dst, route) in &desired.routes {
         if !(stays(&route.dev) && actual.routes.get(dst) == Some(route)) {
-            changes.push(Change::SetRoute(*dst, route.clone()));
+            let adopted = |stray: &StrayRoute| stray.dst == *dst && is_replaced_in_place(stray, desired);
+            let ours = actual.routes.get(dst).is_some_and(|found| found.dev == route.dev);
+            changes.push(if stays(&route.dev) && (ours || actual.drift.strays.iter().any(adopted)) {
+                Change::ReplaceRoute(*dst, route.clone())
+            } else {
+                Change::AddRoute(*dst, route.clone())
+            });
         }
     }
     changes.extend(strays(true));

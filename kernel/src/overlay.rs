@@ -108,8 +108,10 @@ pub enum Change {
     SetNeighbour(String, IpAddr, Mac),
     /// add or replace a forwarding entry
     SetFdb(String, Mac, IpAddr),
-    /// add or replace a route
-    SetRoute(IpNetwork, Route),
+    /// add a route where there is none; another's is left alone, which is a failure
+    AddRoute(IpNetwork, Route),
+    /// put a route in the place of our own, or of a predecessor's, without a gap
+    ReplaceRoute(IpNetwork, Route),
     /// remove a route that is not as we would have set it
     DeleteStray(StrayRoute),
 }
@@ -140,7 +142,8 @@ impl fmt::Display for Change {
             Change::AddAddress(dev, address) => write!(f, "adding address {address} dev {dev}"),
             Change::SetNeighbour(dev, ip, mac) => write!(f, "setting neighbour {ip} lladdr {mac} dev {dev}"),
             Change::SetFdb(dev, mac, dst) => write!(f, "setting forwarding entry {mac} dst {dst} dev {dev}"),
-            Change::SetRoute(dst, route) => write!(f, "setting route {dst}{route}"),
+            Change::AddRoute(dst, route) => write!(f, "adding route {dst}{route}"),
+            Change::ReplaceRoute(dst, route) => write!(f, "replacing route {dst}{route}"),
             Change::DeleteStray(stray) => write!(f, "removing route {stray}"),
         }
     }

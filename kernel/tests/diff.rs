@@ -47,7 +47,8 @@ fn carry_out(state: &mut Overlay, change: &Change) {
         Change::AddAddress(dev, address) => assert!(state.addresses.insert((dev, address))),
         Change::SetNeighbour(dev, ip, mac) => assert_ne!(state.neighbours.insert((dev, ip), mac), Some(mac)),
         Change::SetFdb(dev, mac, dst) => assert_ne!(state.fdb.insert((dev, mac), dst), Some(dst)),
-        Change::SetRoute(dst, route) => assert_ne!(state.routes.insert(dst, route.clone()), Some(route)),
+        Change::AddRoute(dst, route) => assert_eq!(state.routes.insert(dst, route), None),
+        Change::ReplaceRoute(dst, route) => assert_ne!(state.routes.insert(dst, route.clone()), Some(route)),
         Change::DeleteStray(stray) => assert!(state.drift.strays.remove(&stray)),
     }
 }
@@ -154,7 +155,7 @@ fn rank(change: &Change, desired: &Overlay) -> u8 {
         Change::AddAddress(..) => 8,
         Change::SetNeighbour(..) => 9,
         Change::SetFdb(..) => 10,
-        Change::SetRoute(..) => 11,
+        Change::AddRoute(..) | Change::ReplaceRoute(..) => 11,
         Change::DeleteStray(..) => 12,
     }
 }

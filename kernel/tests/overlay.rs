@@ -4,7 +4,7 @@
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink, RouteSpec, VethSpec};
 use kernel::netns::Netns;
-use kernel::{Mac, Overlay, ROUTE_PROTOCOL, Route, Scope, VxlanLink, apply, diff, observe};
+use kernel::{Change, Mac, Overlay, ROUTE_PROTOCOL, Route, Scope, VxlanLink, apply, diff, observe};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,6 +12,10 @@ use std::time::Instant;
 
 /// RTPROT_BOOT, with which Go flannel's routes come.
 const BOOT: u8 = 3;
+/// RTPROT_KERNEL: routes that come with an address.
+const KERNEL: u8 = 2;
+/// RT_SCOPE_LINK.
+const LINK: u8 = 253;
 
 /// A node with an uplink, alone in the world.
 struct Node {
@@ -358,6 +362,28 @@ fn what_is_not_ours_stays() {
 }
 
 #[test]
+fn somebody_elses_route_to_a_peers_subnet_is_told_and_left_alone() {
+    let (mut node, desired) = (node(), desired(2));
+    let (taken, wanted) = desired.routes.iter().find(|(dst, _)| dst.is_ipv4()).unwrap();
+    let foreign =
+        RouteSpec { dst: *taken, dev: Some(node.uplink), protocol: KERNEL, scope: Some(LINK), ..RouteSpec::default() };
+    node.netlink.add_route(&foreign).unwrap();
+    let changes = diff(&observe(&mut node.netlink, &scope()).unwrap(), &desired);
+    let failures = apply(&mut node.netlink, &changes);
+    let [failure] = &failures[..] else { panic!("{failures:?}") };
+    assert_eq!(failure.errno, Errno::EEXIST);
+    assert!(failure.to_string().contains("somebody else's route"), "{failure}");
+    let routes = node.netlink.routes().unwrap();
+    let kept: Vec<_> = routes.iter().filter(|route| route.dst == *taken).collect();
+    assert!(matches!(&kept[..], [route] if route.protocol == KERNEL && route.via.is_none()), "{kept:?}");
+    // All others were made, and with the obstacle gone so is this one.
+    let left = diff(&observe(&mut node.netlink, &scope()).unwrap(), &desired);
+    assert_eq!(left, [Change::AddRoute(*taken, wanted.clone())]);
+    node.netlink.delete_route(&foreign).unwrap();
+    assert_eq!(reconcile(&mut node, &desired), 1);
+}
+
+#[test]
 fn a_change_that_fails_is_told_and_the_others_are_made() {
     let (mut node, mut desired) = (node(), desired(1));
     let unreachable = Family::V4.subnet(5);
@@ -367,7 +393,7 @@ fn a_change_that_fails_is_told_and_the_others_are_made() {
     let failures = apply(&mut node.netlink, &changes);
     let [failure] = &failures[..] else { panic!("{failures:?}") };
     assert_eq!(failure.errno, Errno::ENETUNREACH);
-    assert!(failure.to_string().contains(&format!("setting route {unreachable} via {gateway} dev eth0")), "{failure}");
+    assert!(failure.to_string().contains(&format!("adding route {unreachable} via {gateway} dev eth0")), "{failure}");
     desired.routes.remove(&unreachable);
     assert_eq!(reconcile(&mut node, &desired), 0);
 }
