@@ -27,7 +27,11 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Result<(), String> {
     // One thread: a pass over the kernel's tables takes milliseconds, and nothing else is computed.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| format!("starting: {error}"))?.block_on(flanneld_rs::daemon::run(options))
+    let runtime = runtime.map_err(|error| format!("starting: {error}"))?;
+    let outcome = runtime.block_on(flanneld_rs::daemon::run(options));
+    // Not waited for: a name server that does not answer would hold up the end by its time-out.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn log_to_stderr(verbosity: u8) {
@@ -36,9 +40,8 @@ fn log_to_stderr(verbosity: u8) {
         1 | 2 => "debug",
         _ => "trace",
     };
-    // Libraries speak up at their own warnings only, unless everything is asked for.
-    let filter =
-        if verbosity > 2 { EnvFilter::new(level) } else { EnvFilter::new(format!("warn,flanneld_rs={level}")) };
+    // Libraries speak up at their own warnings only: what they trace of a connection may be secret.
+    let filter = EnvFilter::new(format!("warn,flanneld_rs={level}"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

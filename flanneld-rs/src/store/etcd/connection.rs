@@ -43,7 +43,8 @@ impl std::fmt::Debug for State {
 
 impl Connection {
     /// Checks the options; contacts nobody.
-    pub(super) fn new(options: EtcdOptions) -> Result<Self, StoreError> {
+    pub(super) fn new(mut options: EtcdOptions) -> Result<Self, StoreError> {
+        options.endpoints.retain(|endpoint| !endpoint.trim().is_empty());
         if options.endpoints.is_empty() {
             return Err(StoreError::Invalid("no etcd endpoint is given: set --etcd-endpoints".into()));
         }
@@ -53,6 +54,11 @@ impl Connection {
             ));
         }
         for endpoint in &options.endpoints {
+            if endpoint.split_once("://").is_some_and(|(scheme, _)| !matches!(scheme, "http" | "https")) {
+                return Err(StoreError::Invalid(format!(
+                    "etcd endpoint {endpoint}: must begin with http:// or https://"
+                )));
+            }
             tls(&options, endpoint)?;
         }
         Ok(Self { options, state: Mutex::default() })
@@ -140,7 +146,7 @@ impl Connection {
                 Err(_) => Failure::Connection(silence()),
             };
             let is_final = matches!(failure, Failure::Refused(_));
-            last = failure.error(format!("{}: {doing}", self.name()));
+            last = failure.error(format!("{doing} at {}", self.name()));
             if is_final {
                 return Err(last);
             }
