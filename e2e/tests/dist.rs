@@ -2,6 +2,8 @@
 
 // A test that cannot go on has failed: unwrap says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+// Processes are the point here.
+#![allow(clippy::disallowed_methods)]
 
 use e2e::oracle;
 use e2e::tools;
