@@ -1,11 +1,12 @@
 //! The wires between nodes: one switch, and hosts with a cable to it.
 
-use crate::Result;
+use crate::{Result, eventually};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use kernel::Mac;
 use kernel::netlink::{LinkChange, Netlink, RouteSpec, VethSpec};
 use kernel::netns::Netns;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 /// The underlay network that every host has an address in.
 pub const UNDERLAY: &str = "192.168.50.0/24";
@@ -17,6 +18,8 @@ const SWITCH: &str = "switch0";
 const LENGTH: u8 = 24;
 /// RTPROT_STATIC of linux/rtnetlink.h
 const STATIC: u8 = 4;
+/// The kernel looks at carriers at least once a second.
+const CARRIER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A switch in a namespace of its own, which is also a host on it with the address [`GATEWAY`].
 #[derive(Debug)]
@@ -80,6 +83,9 @@ impl Fabric {
         // An administrator's route, not one of the daemon's, which it would remove.
         let route = RouteSpec { via: Some(GATEWAY.into()), protocol: STATIC, ..RouteSpec::default() };
         netlink.replace_route(&route)?;
+        wait_for_carrier(&mut netlink, UPLINK)?;
+        wait_for_carrier(&mut switch, name)?;
+        wait_for_carrier(&mut switch, SWITCH)?;
         Ok(host)
     }
 }
@@ -90,6 +96,14 @@ fn address(address: Ipv4Addr) -> Result<IpNetwork> {
 
 fn up(netlink: &mut Netlink, index: u32) -> Result<()> {
     Ok(netlink.set_link(index, &LinkChange { up: Some(true), ..LinkChange::default() })?)
+}
+
+/// The kernel notices a carrier in the background, and drops packets until it has.
+fn wait_for_carrier(netlink: &mut Netlink, name: &str) -> Result<()> {
+    eventually(CARRIER_LIMIT, || match netlink.link(name)? {
+        Some(link) if link.running => Ok(()),
+        _ => Err(format!("{name} has no carrier").into()),
+    })
 }
 
 fn loopback(netlink: &mut Netlink) -> Result<()> {
