@@ -44,7 +44,7 @@ impl Netlink {
     /// Connects in `netns`; the calling thread is back in its own when this returns.
     pub fn open_in(netns: &Netns) -> Result<Self> {
         let _inside = netns.enter()?;
-        Netlink::open()
+        Ok(Netlink { socket: open_socket(0)?, netns: netns.try_clone()? })
     }
 
     /// The namespace of this connection.

@@ -32,7 +32,10 @@ pub struct Netns {
 impl Netns {
     /// The namespace that the calling thread is in.
     pub fn current() -> Result<Self> {
-        Netns::open(Path::new(OWN))
+        let operation = "opening the present network namespace";
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let fd = open(OWN, flags, Mode::empty()).map_err(|errno| Error::new(operation, errno))?;
+        Netns::of(fd).map_err(|errno| Error::new(operation, errno))
     }
 
     /// Opens the namespace that `path` stands for: `/proc/<pid>/ns/net`, or a file on which one was mounted.
@@ -48,7 +51,11 @@ impl Netns {
                 "it exists but is no network namespace (was it unmounted, or is the path that of something else?)",
             ));
         }
-        let status = fstat(&fd).map_err(|errno| Error::new(operation(), errno))?;
+        Netns::of(fd).map_err(|errno| Error::new(operation(), errno))
+    }
+
+    fn of(fd: OwnedFd) -> std::result::Result<Self, Errno> {
+        let status = fstat(&fd)?;
         Ok(Netns { fd, id: (status.st_dev, status.st_ino) })
     }
 
