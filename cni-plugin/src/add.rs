@@ -54,17 +54,30 @@ fn wire(plan: &PodPlan, sandbox: &Sandbox, network: &str, netns: &Netns) -> Resu
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(netns).map_err(kernel_error)?;
     let bridge = ensure_bridge(&mut host, &plan.bridge)?;
-    create_veth(&plan.veth, netns, &mut host, &mut pod, bridge.index)?;
-    let done = configure(plan, netns, &mut host, &mut pod, &bridge).map_err(failed(format!(
-        "setting up {} in {}",
-        plan.veth.pod,
-        sandbox.netns.display()
-    )));
-    if done.is_err() {
-        let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
-        let _ = Remains { id: &sandbox.id, network, netns: None, bridge: &bridge.name, addresses: &addresses }.remove();
+    let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge.index).and_then(|()| {
+        let done = configure(plan, netns, &mut host, &mut pod, &bridge).map_err(failed(format!(
+            "setting up {} in {}",
+            plan.veth.pod,
+            sandbox.netns.display()
+        )));
+        if done.is_err() {
+            let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
+            let remains =
+                Remains { id: &sandbox.id, network, netns: None, bridge: &bridge.name, addresses: &addresses };
+            let _ = remains.remove();
+        }
+        done
+    });
+    match attached {
+        Ok(()) => Ok(bridge.mac.unwrap_or(plan.bridge.mac)),
+        Err(error) => Err(match host.link_by_index(bridge.index) {
+            Ok(None) => CniError::new(
+                Code::TryAgain,
+                format!("bridge {} was deleted in the meantime: try again ({})", bridge.name, error.msg),
+            ),
+            _ => error,
+        }),
     }
-    done.map(|()| bridge.mac.unwrap_or(plan.bridge.mac))
 }
 
 /// What follows once the pair is there, until packets come through.

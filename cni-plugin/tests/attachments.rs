@@ -4,11 +4,12 @@
 mod harness;
 
 use harness::{Attachment, IPV4, IPV6, Node, Plugins, addresses, eth0, host_end, ip};
-use kernel::netlink::LinkKind;
+use kernel::netlink::{LinkKind, Netlink};
 use kernel::netns::Netns;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 fn layer2(node: &Node) -> Value {
     let mut config = node.bridge("1.0.0", &[]);
@@ -48,7 +49,7 @@ fn every_failure_is_undone() {
         let failure = node.add(eth0("c1", &pod), &config).expect_err(expected);
         assert!(failure.msg.contains(expected), "{failure:?}");
         node.assert_clean(expected);
-        let left = kernel::netlink::Netlink::open_in(&pod).unwrap().links().unwrap();
+        let left = Netlink::open_in(&pod).unwrap().links().unwrap();
         assert!(left.iter().all(|link| link.kind != LinkKind::Veth), "{left:?}");
     }
 }
@@ -153,6 +154,30 @@ fn adds_that_race_for_the_bridge_all_succeed() {
         assert_eq!(result["interfaces"][0], results[0]["interfaces"][0], "one bridge, one address");
         node.check(eth0(&format!("c{number}"), pod), &config, result).unwrap();
     }
+}
+
+/// Somebody deletes the bridge all the time: ADD succeeds, or fails and leaves nothing.
+#[test]
+fn a_bridge_that_vanishes_takes_nothing_along() {
+    let (node, pod) = (Node::new(), Netns::create().unwrap());
+    let config = node.bridge("1.0.0", &[IPV4, IPV6]);
+    let mut host = Netlink::open_in(&node.host).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let vandal = std::thread::spawn(move || {
+        let mut deleted = 0;
+        while Instant::now() < deadline {
+            deleted += usize::from(host.delete_link("br7").unwrap());
+        }
+        deleted
+    });
+    while !vandal.is_finished() {
+        match node.add(eth0("c1", &pod), &config) {
+            Ok(_) => drop(node.del(eth0("c1", &pod), &config).unwrap()),
+            Err(failure) => assert!(failure.msg.contains("br7"), "{failure:?}"),
+        }
+        node.assert_clean("the bridge vanished");
+    }
+    assert!(vandal.join().unwrap() > 2, "hardly any bridge was deleted");
 }
 
 /// The runtime repeats DEL as it likes, also after the address went to another pod.
