@@ -90,8 +90,9 @@ fn configure(
 ) -> kernel::Result<()> {
     configure_pod(plan, netns, pod)?;
     let addresses = || plan.ips.iter().map(|ip| ip.address.ip());
-    // The host speaks to a reused address at once, instead of to whoever had it before until an old entry expires.
-    addresses().try_for_each(|ip| host.set_neighbour(bridge.index, ip, plan.veth.mac))?;
+    // The host speaks to a reused address at once, instead of to whoever had it before until an old entry expires. The entry
+    // is no permanent one: other plugins that take over this node know nothing of it, and hand its address to another pod.
+    addresses().try_for_each(|ip| host.introduce_neighbour(bridge.index, ip, plan.veth.mac))?;
     await_carrier(pod, &plan.veth.pod)?;
     await_carrier(host, &plan.veth.host)?;
     if !bridge.running {

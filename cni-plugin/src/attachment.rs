@@ -62,17 +62,6 @@ pub(crate) fn pod_mac(address: Option<IpAddr>, id: &AttachmentId) -> Mac {
     }
 }
 
-/// Whether `mac` is one that [`pod_mac`] gives to a pod with the address `ip`. A dual-stack pod has the MAC of its IPv4
-/// address, which its IPv6 address does not tell.
-pub(crate) fn is_pod_mac(mac: Mac, ip: IpAddr) -> bool {
-    match (mac.0, ip) {
-        ([0x0a, 0x58, rest @ ..], IpAddr::V4(v4)) => rest == v4.octets(),
-        ([0x0a, 0x58, ..], IpAddr::V6(_)) => true,
-        (_, IpAddr::V6(v6)) => mac == Mac::derive(&format!("pod {v6}")),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,18 +76,6 @@ mod tests {
         assert_ne!(host_veth(&id("abc", "eth0")), host_veth(&id("abc", "eth1")));
         assert_ne!(host_veth(&id("ab", "ceth0")), host_veth(&id("abc", "eth0")));
         assert_eq!(host_veth(&id("abc", "eth0")).len(), 15);
-    }
-
-    #[test]
-    fn pod_macs_are_recognised() {
-        let [v4, other, v6]: [IpAddr; 3] = ["10.5.2.7", "10.5.2.8", "fd00::7"].map(|ip| ip.parse().unwrap());
-        let attachment = id("abc", "eth0");
-        for ip in [v4, v6] {
-            assert!(is_pod_mac(pod_mac(Some(ip), &attachment), ip));
-        }
-        assert!(is_pod_mac(pod_mac(Some(v4), &attachment), v6), "dual-stack");
-        assert!(!is_pod_mac(pod_mac(Some(v4), &attachment), other));
-        assert!(!is_pod_mac(Mac([2; 6]), v4) && !is_pod_mac(Mac([2; 6]), v6));
     }
 
     #[test]

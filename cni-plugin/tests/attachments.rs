@@ -243,33 +243,6 @@ fn del_needs_no_namespace() {
     }
 }
 
-/// Users wipe the records when they have run full. What leads to addresses that nobody holds any more must not stay.
-#[test]
-fn gc_finds_neighbours_without_a_record() {
-    let (node, dead, living) = (Node::new(), Netns::create().unwrap(), Netns::create().unwrap());
-    let config = node.bridge("1.1.0", &[IPV4, IPV6]);
-    node.add(eth0("dead", &dead), &config).unwrap();
-    std::fs::remove_dir_all(node.networks()).unwrap();
-    // Beside ours there are entries of other networks on the bridge, and those of an administrator.
-    let mut other = node.bridge("1.1.0", &["10.8.0.0/24"]);
-    other["name"] = "other".into();
-    other["isDefaultGateway"] = false.into();
-    let other_pod = Netns::create().unwrap();
-    node.add(eth0("other", &other_pod), &other).unwrap();
-    ip(&node.host, "neigh add 10.9.0.200 lladdr 02:00:00:00:00:01 dev br7 nud permanent");
-    let mut static_ip = config.clone();
-    static_ip["args"] = json!({"cni": {"ips": ["10.9.0.9"]}});
-    let result = node.add(eth0("living", &living), &static_ip).unwrap();
-    let before = node.neighbours();
-    assert_eq!(before.iter().filter(|line| line.starts_with("10.9.0.2 ") || line.starts_with("fd09::2 ")).count(), 2);
-    node.gc(&config, &[("living", "eth0")]).unwrap();
-    let after = node.neighbours();
-    let lost: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
-    assert!(lost.iter().all(|line| line.starts_with("10.9.0.2 ") || line.starts_with("fd09::2 ")), "{lost:?}");
-    assert!(lost.iter().any(|line| line.starts_with("10.9.0.2 ")), "{before:?}");
-    node.check(eth0("living", &living), &config, &result).unwrap();
-}
-
 /// A bridge that carries the node's own address, named by mistake or on purpose.
 #[test]
 fn a_bridge_of_somebody_else_keeps_its_address() {

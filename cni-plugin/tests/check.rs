@@ -37,8 +37,6 @@ const DAMAGE: &[(&[&str], &[&str], &str)] = &[
         &[],
         "neighbour entry for 10.9.0.2 on br7 is 02:00:00:00:00:77",
     ),
-    (&["neigh del 10.9.0.2 dev br7"], &[], "no neighbour entry for 10.9.0.2 on br7"),
-    (&["neigh del fd09::2 dev br7"], &[], "no neighbour entry for fd09::2 on br7"),
 ];
 
 #[test]

@@ -1,5 +1,5 @@
 //! The Container Network Interface protocol: requests, network configurations, results and errors, for every version of
-//! the specification from 0.1.0 to 1.1.0. Nothing here touches the kernel or the disk; only [`serve`] reads standard
+//! the specification from 0.1.0 to 1.1.0. Nothing here touches the kernel or the disk; only [`serve()`] reads standard
 //! input and the environment and prints the one answer.
 
 mod config;

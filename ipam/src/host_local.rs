@@ -220,15 +220,6 @@ pub fn addresses_left_by(
     Ok(found.unwrap_or_else(|| listed.to_vec()))
 }
 
-/// All addresses that are reserved in `network`.
-///
-/// # Errors
-/// As for [`del`].
-pub fn reserved(data_dir: &Path, network: &str) -> Result<BTreeSet<IpAddr>, CniError> {
-    with(data_dir, network, |ledger| Ok(ledger.reservations()?.keys().copied().collect()))
-        .map(Option::unwrap_or_default)
-}
-
 /// The addresses held in `network` by anybody but `valid`, in ascending order.
 ///
 /// # Errors

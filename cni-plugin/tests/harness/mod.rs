@@ -171,11 +171,11 @@ impl Node {
         self.links().into_iter().map(|link| link.name).filter(|name| name.starts_with("veth")).collect()
     }
 
-    /// Permanent neighbour entries, as `ip` prints them.
+    /// Addresses of the neighbours that lead somewhere, less those that each link has by itself.
     pub fn neighbours(&self) -> Vec<String> {
-        let text =
-            [ip(&self.host, "-4 neigh show nud permanent"), ip(&self.host, "-6 neigh show nud permanent")].concat();
-        text.lines().map(str::to_owned).filter(|line| !line.starts_with("ff02:")).collect()
+        let text = ip(&self.host, "neigh show");
+        let lines = text.lines().filter(|line| line.contains(" lladdr ") && !line.starts_with("fe80:"));
+        lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
     }
 
     /// Reserved addresses of all networks.

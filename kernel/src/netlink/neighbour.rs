@@ -52,6 +52,13 @@ impl Netlink {
         self.request(set_neighbour_message(index, ip, mac), operation)
     }
 
+    /// Adds or replaces a neighbour that has yet to prove itself (NUD_STALE): packets go to it at once, and the kernel asks
+    /// whether it is there when it is used, so that an entry which nobody removes misleads for seconds at most.
+    pub fn introduce_neighbour(&mut self, index: u32, ip: IpAddr, mac: Mac) -> Result<()> {
+        let operation = || format!("setting neighbour {ip} to {mac} on link number {index}");
+        self.request(neighbour_message(index, ip, mac, NeighbourState::Stale), operation)
+    }
+
     /// Removes a neighbour; false if it was gone already.
     pub fn delete_neighbour(&mut self, index: u32, ip: IpAddr) -> Result<bool> {
         let operation = || format!("removing neighbour {ip} from link number {index}");
@@ -81,10 +88,14 @@ impl Netlink {
     }
 }
 
-/// RTM_NEWNEIGH of a neighbour
+/// RTM_NEWNEIGH of a permanent neighbour
 pub(crate) fn set_neighbour_message(index: u32, ip: IpAddr, mac: Mac) -> Message {
+    neighbour_message(index, ip, mac, NeighbourState::Permanent)
+}
+
+fn neighbour_message(index: u32, ip: IpAddr, mac: Mac, state: NeighbourState) -> Message {
     let mut body = body(ip.into(), index);
-    body.header.state = NeighbourState::Permanent;
+    body.header.state = state;
     body.attributes.push(NeighbourAttribute::Destination(ip.into()));
     body.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     Message::encode(libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &body)
