@@ -2,7 +2,8 @@
 //! what the runtime reads.
 
 use crate::bridge::ensure_bridge;
-use crate::config::{Dialect, PluginConfig};
+use crate::config::{self, Dialect, PluginConfig};
+use crate::host_ports::HostPorts;
 use crate::plan::{self, PodPlan};
 use crate::plugin::{failed, kernel_error};
 use crate::pod::{configure_pod, create_veth};
@@ -24,8 +25,9 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
         None => AddResult::default(),
     };
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
+    let ports = config::host_ports(dialect, config)?;
     let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
-        let bridge = wire(&plan, sandbox, &config.name, &netns)?;
+        let bridge = wire(&plan, sandbox, ports.as_ref(), &netns)?;
         Ok(plan.result(bridge, &sandbox.netns))
     });
     if let (Err(_), Some(ipam)) = (&made, &parsed.ipam) {
@@ -50,21 +52,19 @@ pub(crate) fn open_sandbox(sandbox: &Sandbox) -> Result<Netns, CniError> {
 }
 
 /// Carries the plan out and returns the bridge's address. Once the pair is made, a failure removes it again.
-fn wire(plan: &PodPlan, sandbox: &Sandbox, network: &str, netns: &Netns) -> Result<Mac, CniError> {
+fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Netns) -> Result<Mac, CniError> {
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(netns).map_err(kernel_error)?;
     let bridge = ensure_bridge(&mut host, &plan.bridge)?;
     let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge.index).and_then(|()| {
-        let done = configure(plan, netns, &mut host, &mut pod, &bridge).map_err(failed(format!(
-            "setting up {} in {}",
-            plan.veth.pod,
-            sandbox.netns.display()
-        )));
+        let done = configure(plan, netns, &mut host, &mut pod, &bridge)
+            .map_err(failed(format!("setting up {} in {}", plan.veth.pod, sandbox.netns.display())))
+            // Last, so that nobody is led to a pod that cannot be reached yet.
+            .and_then(|()| ports.map_or(Ok(()), |ports| ports.publish(&plan.ports)));
         if done.is_err() {
+            let (id, network) = (&sandbox.id, plan.ports.network.as_str());
             let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
-            let remains =
-                Remains { id: &sandbox.id, network, netns: None, bridge: &bridge.name, addresses: &addresses };
-            let _ = remains.remove();
+            let _ = Remains { id, network, netns: None, bridge: &bridge.name, addresses: &addresses, ports }.remove();
         }
         done
     });

@@ -3,6 +3,7 @@
 use crate::add::open_sandbox;
 use crate::attachment;
 use crate::config::{Dialect, Gateway, PluginConfig};
+use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
 use ipam::host_local;
@@ -28,6 +29,11 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
         if let Err(error) = host_local::check_held(&ipam.data_dir, &config.name, &sandbox.id, &addresses) {
             inspection.differences.push(error.msg);
         }
+    }
+    if let Some(ports) = &parsed.ports {
+        let addresses: Vec<_> = inspection.ips.iter().map(|ip| ip.address).collect();
+        let record = Record::of(&config.name, &sandbox.id, ports.forwards(&addresses)?);
+        inspection.differences.extend(HostPorts::recorded_in(&ports.directory).differences(&record)?);
     }
     match inspection.differences.as_slice() {
         [] => Ok(()),

@@ -1,5 +1,6 @@
 //! Plugin configurations: a value that parses is ready for use.
 
+use crate::host_ports::{self, HostPortConfig, HostPorts};
 use cni_spec::{Arguments, CniError, Code, Dns, NetworkConfig, Route};
 use ipam::host_local::HostLocal;
 use ipam::subnet_env::{DEFAULT_PATH, SubnetEnv};
@@ -59,6 +60,8 @@ pub(crate) struct PluginConfig {
     pub(crate) dns: Dns,
     /// address management; none: a plain layer 2 attachment
     pub(crate) ipam: Option<HostLocal>,
+    /// ports of the host; none: left to a chained plugin
+    pub(crate) ports: Option<HostPortConfig>,
 }
 
 impl PluginConfig {
@@ -92,6 +95,7 @@ impl PluginConfig {
             mac: requested_mac(config, args)?,
             dns: Dns::read(&config.field("dns"))?,
             ipam: Some(ipam),
+            ports: Some(HostPortConfig::parse(config)?),
         })
     }
 
@@ -120,6 +124,7 @@ impl PluginConfig {
             mac: requested_mac(config, args)?,
             dns: Dns::read(&config.field("dns"))?,
             ipam: ipam_of(config)?.then(|| HostLocal::parse(config, args)).transpose()?,
+            ports: None,
         })
     }
 }
@@ -138,6 +143,14 @@ pub(crate) fn ledger(dialect: Dialect, config: &NetworkConfig) -> Result<Option<
         Dialect::Bridge => return Ok(None),
     };
     Ok(Some(dir.string()?.map_or_else(|| PathBuf::from(ipam::host_local::DEFAULT_DATA_DIR), PathBuf::from)))
+}
+
+/// Where host ports of the attachments are recorded: again all that DEL and GC need. None: a chained plugin sees to them.
+pub(crate) fn host_ports(dialect: Dialect, config: &NetworkConfig) -> Result<Option<HostPorts>, CniError> {
+    match dialect {
+        Dialect::FlannelRs => host_ports::directory(config).map(|directory| Some(HostPorts::recorded_in(directory))),
+        Dialect::Bridge => Ok(None),
+    }
 }
 
 /// The bridge of `config`, also where the rest of it is unusable.

@@ -27,7 +27,9 @@ pub(crate) fn del(
             Vec::new()
         }),
     };
-    let remains = Remains { id, network: &config.name, netns, bridge: &bridge, addresses: &addresses };
+    let ports = config::host_ports(dialect, config)?;
+    let ports = ports.as_ref();
+    let remains = Remains { id, network: &config.name, netns, bridge: &bridge, addresses: &addresses, ports };
     failures.note_cni(remains.remove());
     failures.into_result()?;
     ledger.map_or(Ok(()), |dir| host_local::del(&dir, &config.name, id))

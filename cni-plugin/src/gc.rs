@@ -16,6 +16,9 @@ pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId
     let bridge = config::bridge_name(dialect, config)?;
     let ledger = config::ledger(dialect, config)?;
     let mut failures = Failures::default();
+    if let Some(ports) = config::host_ports(dialect, config)? {
+        failures.note_cni(ports.collect(&config.name, valid));
+    }
     let mut host = Netlink::open().map_err(kernel_error)?;
 
     let living: BTreeSet<String> = valid.iter().map(attachment::host_veth).collect();

@@ -3,6 +3,7 @@
 
 use crate::attachment;
 use crate::config::{Gateway, PluginConfig, StaleAddress};
+use crate::host_ports::{Forward, Record};
 use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
@@ -22,6 +23,8 @@ pub(crate) struct PodPlan {
     pub(crate) routes: Vec<Route>,
     /// name resolution, which is for the runtime to set up
     pub(crate) dns: Dns,
+    /// ports of the host that lead to it, as they are recorded
+    pub(crate) ports: Record,
 }
 
 /// The bridge.
@@ -77,6 +80,9 @@ pub(crate) fn pod(
         }
         ips.push(IpAssignment { interface: Some(POD), address: ip.address, gateway });
     }
+    let addresses: Vec<IpNetwork> = ips.iter().map(|ip| ip.address).collect();
+    let forwards: Vec<Forward> =
+        config.ports.as_ref().map(|ports| ports.forwards(&addresses)).transpose()?.unwrap_or_default();
     let host = attachment::host_veth(id);
     let mac = config.mac.unwrap_or_else(|| attachment::pod_mac(ips.first().map(|ip| ip.address.ip()), id));
     Ok(PodPlan {
@@ -98,6 +104,7 @@ pub(crate) fn pod(
         },
         routes: routes(config.gateway, &ips, &allocated.routes),
         dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
+        ports: Record::of(network, id, forwards),
         ips,
     })
 }
@@ -200,6 +207,7 @@ mod tests {
             mac: None,
             dns: Dns::default(),
             ipam: None,
+            ports: None,
         }
     }
 

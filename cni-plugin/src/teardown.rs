@@ -2,6 +2,7 @@
 //! for success.
 
 use crate::attachment;
+use crate::host_ports::HostPorts;
 use crate::plugin::kernel_error;
 use cni_spec::{AttachmentId, CniError};
 use kernel::netlink::{LinkKind, Netlink};
@@ -21,6 +22,8 @@ pub(crate) struct Remains<'a> {
     /// where the neighbour entries are if there is no host end any more to tell
     pub(crate) bridge: &'a str,
     pub(crate) addresses: &'a [IpAddr],
+    /// ports of the host that lead to it, unless a chained plugin sees to them
+    pub(crate) ports: Option<&'a HostPorts>,
 }
 
 impl Remains<'_> {
@@ -47,6 +50,8 @@ impl Remains<'_> {
             // The same interface name on another network: so the interface in the sandbox is that network's.
             return Ok(Removed::NotOurs);
         }
+        // First, so that nobody is led to where nobody is.
+        failures.note_cni(self.ports.map_or(Ok(()), |ports| ports.withdraw(self.id)));
         let link = link.filter(|link| attachment::is_of(self.network, &link.alias));
         failures.note(self.forget_neighbours(&mut host, link.as_ref().and_then(|link| link.master)));
         match link {

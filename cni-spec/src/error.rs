@@ -36,6 +36,8 @@ pub enum Code {
     Ipam = 101,
     /// 102: CHECK found a difference
     CheckFailed = 102,
+    /// 103: a port of the host belongs to somebody else
+    PortTaken = 103,
     /// 999: anything else
     Internal = 999,
 }

@@ -21,7 +21,7 @@
 //! wrote into the page cache, and after a power failure an empty file is what we must cope with anyway.
 
 mod disk;
-mod lock;
+pub mod lock;
 mod owners;
 mod released;
 mod reservation;

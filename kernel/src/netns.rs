@@ -14,6 +14,7 @@ use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use std::fs;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -21,6 +22,8 @@ use std::thread;
 const OWN: &str = "/proc/thread-self/ns/net";
 /// ioctl_ns(2): which kind of namespace a descriptor is.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// asm-generic/socket.h
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// A network namespace, kept alive by an open descriptor.
 #[derive(Debug)]
@@ -67,6 +70,32 @@ impl Netns {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::new("making a network namespace", errno))?;
             Netns::current()
         })
+    }
+
+    /// A name of the namespace that the calling thread is in. Unlike [`Netns::id`], which is used again once a namespace is
+    /// gone, no other namespace has had or will have it before the next boot. (Linux before 5.14 does not count
+    /// namespaces: there the inode number must do.)
+    pub fn current_name() -> Result<String> {
+        let operation = "asking for the name of the network namespace";
+        let socket = UnixDatagram::unbound().map_err(|error| Error::io(operation, &error))?;
+        let mut cookie = 0u64;
+        let mut length = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: both pointers are to live variables, the length says how large the first one is, and the descriptor is
+        // open for the length of the call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        match Errno::result(result) {
+            Ok(_) => Ok(format!("netns-{cookie}")),
+            Err(Errno::ENOPROTOOPT) => Ok(format!("inode-{}", Netns::current()?.id.1)),
+            Err(errno) => Err(Error::new(operation, errno)),
+        }
     }
 
     /// A second handle on the same namespace.

@@ -4,7 +4,7 @@
 //! Whether the kernel still holds what we programmed is asked with [`Nft::is_intact`], so that a pass over an unchanged
 //! node writes nothing.
 
-mod attribute;
+pub(crate) mod attribute;
 mod element;
 mod encode;
 mod expression;
@@ -25,6 +25,8 @@ use crate::{Error, Result};
 use encode::Step;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
+use shape::{Detail, Shape};
+use std::collections::BTreeSet;
 
 /// A connection to the nftables of one network namespace.
 ///
@@ -77,8 +79,33 @@ impl Nft {
 
     /// Whether the kernel holds exactly the chains, rules, sets and elements that [`Nft::replace`] would program. Reads only.
     pub fn is_intact(&mut self, table: &Table) -> Result<bool> {
-        let wanted = shape::Shape::of(table)?;
-        Ok(observe::observe(&mut self.socket, table)?.is_some_and(|found| found == wanted))
+        self.equals(table, Detail::Elements)
+    }
+
+    /// Whether the kernel holds exactly the chains, rules and sets of `table`, whatever the elements: a look that costs the
+    /// same however many there are. Reads only.
+    pub fn has_frame(&mut self, table: &Table) -> Result<bool> {
+        self.equals(table, Detail::Frame)
+    }
+
+    fn equals(&mut self, table: &Table, detail: Detail) -> Result<bool> {
+        let wanted = Shape::of(table, detail)?;
+        Ok(observe::observe(&mut self.socket, table, detail)?.is_some_and(|found| found == wanted))
+    }
+
+    /// Whether the kernel's set or map `set`, one without intervals, has this very element. Reads only; it costs the same
+    /// however many there are.
+    pub fn has_element(&mut self, table: &Table, set: &str, element: &Element) -> Result<bool> {
+        let found = observe::element(&mut self.socket, table, set, element)?;
+        let description = table.sets.get(set).cloned().unwrap_or_default();
+        let wanted = element::encode(&description, [element]).unwrap_or_default();
+        Ok(found.is_some_and(|found| wanted == BTreeSet::from([found])))
+    }
+
+    /// A number that changes with every transaction of anybody in the namespace: while it stays the same, so does whatever
+    /// was found intact.
+    pub fn generation(&mut self) -> Result<u32> {
+        observe::generation(&mut self.socket)
     }
 
     /// Removes a table with everything in it, and says whether it was there.
@@ -96,7 +123,15 @@ impl Nft {
     /// Fails with EBUSY or EEXIST if a map has one of the keys with other data, with ENOTEMPTY if a prefix overlaps one in
     /// the set, and with ENOENT if the kernel has no such table or set.
     pub fn add_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> Result<()> {
-        let steps = encode::add_elements(table, set, elements)?;
+        self.add_to_sets(table, &[(set, elements)])
+    }
+
+    /// [`Nft::add_elements`] to several sets in one transaction.
+    pub fn add_to_sets(&mut self, table: &Table, additions: &[(&str, &[Element])]) -> Result<()> {
+        let mut steps = Vec::new();
+        for (set, elements) in additions {
+            steps.extend(encode::add_elements(table, set, elements)?);
+        }
         self.commit(steps)
     }
 

@@ -1,4 +1,4 @@
-//! The lock of a network, shared with the reference plugin: flock(2) on the file `lock`.
+//! flock(2) with patience. A network's lock is shared with the reference plugin: it is on the file `lock`.
 
 use crate::error::IpamError;
 use nix::sys::stat::{major, minor};
@@ -15,11 +15,14 @@ const MOST_LOCKS: u64 = 1 << 20;
 
 /// The lock, held.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub struct Lock(File);
 
 impl Lock {
-    /// Waits for the lock of `path` for at most `patience`.
-    pub(super) fn acquire(path: &Path, patience: Duration) -> Result<Self, IpamError> {
+    /// Waits for the lock of `path`, a file that is made if there is none, for at most `patience`.
+    ///
+    /// # Errors
+    /// `Disk`; `Busy`, naming the process that keeps it.
+    pub fn acquire(path: &Path, patience: Duration) -> Result<Self, IpamError> {
         let failed = |source| IpamError::Disk { action: "locking", path: path.to_owned(), source };
         let deadline = Instant::now() + patience;
         loop {

@@ -6,50 +6,55 @@ const HEADER: usize = 4;
 
 /// Bytes of attributes in the making.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// No attributes yet.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Attributes::default()
     }
 
     /// What a message begins with before its attributes.
-    pub(super) fn after(header: &[u8]) -> Self {
+    pub(crate) fn after(header: &[u8]) -> Self {
         Attributes(header.to_vec())
     }
 
     /// Appends an attribute of plain bytes.
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         self.append(kind, value);
         self
     }
 
     /// Appends a string with its NUL.
-    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
     /// Appends a number.
-    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn number(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
     /// Appends attributes inside an attribute.
-    pub(super) fn nested(mut self, kind: u16, inner: Attributes) -> Self {
-        self.append(kind | NLA_F_NESTED, &inner.0);
+    pub(crate) fn nested(self, kind: u16, inner: Attributes) -> Self {
+        self.nested_bytes(kind, &inner.0)
+    }
+
+    /// Appends attributes in their wire form inside an attribute.
+    pub(crate) fn nested_bytes(mut self, kind: u16, inner: &[u8]) -> Self {
+        self.append(kind | NLA_F_NESTED, inner);
         self
     }
 
     /// The bytes so far.
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.0
     }
 
     /// The number of bytes so far.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
@@ -65,7 +70,7 @@ impl Attributes {
 }
 
 /// The attributes in `bytes`, as (type, value), up to the first malformed one.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let [a, b, c, d] = *rest.first_chunk::<HEADER>()?;
@@ -77,17 +82,17 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The first attribute of type `kind`.
-pub(super) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 /// The number in the first attribute of type `kind`.
-pub(super) fn number(bytes: &[u8], kind: u16) -> Option<u32> {
+pub(crate) fn number(bytes: &[u8], kind: u16) -> Option<u32> {
     find(bytes, kind)?.first_chunk().map(|value| u32::from_be_bytes(*value))
 }
 
 /// The string in the first attribute of type `kind`.
-pub(super) fn text(bytes: &[u8], kind: u16) -> Option<String> {
+pub(crate) fn text(bytes: &[u8], kind: u16) -> Option<String> {
     let value = find(bytes, kind)?;
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     value.get(..end).map(|value| String::from_utf8_lossy(value).into_owned())

@@ -86,6 +86,17 @@ pub(super) fn remove_elements(table: &Table, set: &str, elements: &[Element]) ->
     element_steps(table, set, find_set(table, set)?, elements, DELETE_ELEMENT)
 }
 
+/// What a question for one element of a set without intervals consists of.
+pub(super) fn element_key(table: &Table, set: &str, element: &Element) -> Result<Attributes> {
+    let encoded = element::encode(find_set(table, set)?, [element]).map_err(|reason| {
+        Error::new(format!("reading set {set} of {}", describe(table)), Errno::EINVAL).because(reason)
+    })?;
+    let keys = encoded.into_iter().fold(Attributes::new(), |list, element| {
+        list.nested(1, element_attributes(&Encoded { data: Vec::new(), ..element }))
+    });
+    Ok(Attributes::after(&header(table.family)).text(1, &table.name).text(2, set).nested(3, keys))
+}
+
 /// The steps between the marks that make them one transaction, of which the last is acknowledged.
 pub(super) fn transaction(steps: Vec<Step>) -> (Vec<Message>, Vec<String>) {
     let mark = |kind| {

@@ -1,11 +1,11 @@
 //! The kernel's own account of a table.
 
-use super::Table;
 use super::attribute::{Attributes, attributes, find, number, text};
 use super::element::Encoded;
 use super::encode::{ELEMENT_END, GET_CHAIN, GET_ELEMENT, GET_GENERATION, GET_RULE, GET_SET, GET_TABLE};
 use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_GENERATION, NEW_RULE, NEW_SET, NEW_TABLE, describe, header, kind};
-use super::shape::{ChainShape, SetShape, Shape};
+use super::shape::{ChainShape, Detail, SetShape, Shape};
+use super::{Element, Family, Table};
 use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
 use crate::{Error, Result};
 use nix::errno::Errno;
@@ -16,12 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 const ATTEMPTS: usize = 16;
 
 /// What the kernel has under the name of `table`, or none.
-pub(super) fn observe(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
-    let mut generation = self::generation(socket, table)?;
+pub(super) fn observe(socket: &mut Socket, table: &Table, detail: Detail) -> Result<Option<Shape>> {
+    let mut generation = self::generation(socket)?;
     let mut found = None;
     for _attempt in 0..ATTEMPTS {
-        found = observe_once(socket, table)?;
-        let now = self::generation(socket, table)?;
+        found = observe_once(socket, table, detail)?;
+        let now = self::generation(socket)?;
         if now == generation {
             break;
         }
@@ -31,14 +31,29 @@ pub(super) fn observe(socket: &mut Socket, table: &Table) -> Result<Option<Shape
 }
 
 /// The number that the kernel counts up with each transaction of anybody in the namespace.
-fn generation(socket: &mut Socket, table: &Table) -> Result<u32> {
-    let content = Attributes::after(&header(table.family));
-    read(socket, table, GET_GENERATION, NEW_GENERATION, 0, content, |found, payload| {
-        *found = number(payload, 1).unwrap_or(0);
+pub(super) fn generation(socket: &mut Socket) -> Result<u32> {
+    let content = Attributes::after(&header(Family::Ip));
+    let message = Message { kind: kind(GET_GENERATION), flags: 0, payload: content.finish() };
+    let answer = |found: &mut u32, kind_found, payload: &[u8]| {
+        if kind_found == kind(NEW_GENERATION) {
+            *found = payload.get(4..).and_then(|payload| number(payload, 1)).unwrap_or(0);
+        }
+    };
+    socket
+        .query(message, answer)
+        .map_err(|refusal| Error::new("reading the generation of nftables", refusal.errno).because(refusal.reason))
+}
+
+/// What the kernel has under the key of `element` in `set`, or none.
+pub(super) fn element(socket: &mut Socket, table: &Table, set: &str, element: &Element) -> Result<Option<Encoded>> {
+    let content = super::encode::element_key(table, set, element)?;
+    read(socket, table, GET_ELEMENT, NEW_ELEMENT, 0, content, |found, payload| {
+        let list = find(payload, 3).unwrap_or_default();
+        *found = attributes(list).map(|(_, element)| element_found(element)).next();
     })
 }
 
-fn observe_once(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
+fn observe_once(socket: &mut Socket, table: &Table, detail: Detail) -> Result<Option<Shape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
     let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
         *found = Some((number(payload, 2).unwrap_or(0), number(payload, 3)));
@@ -52,7 +67,7 @@ fn observe_once(socket: &mut Socket, table: &Table) -> Result<Option<Shape>> {
     for (chain, rules) in rules(socket, table)? {
         shape.chains.entry(chain).or_default().rules = rules;
     }
-    for name in table.sets.keys() {
+    for name in table.sets.keys().filter(|_| detail == Detail::Elements) {
         if let Some(set) = shape.sets.get_mut(name) {
             set.elements = elements(socket, table, name)?;
         }

@@ -7,6 +7,15 @@ use crate::{Error, Result};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How much of a table is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// chains, rules and the types of sets: what costs the same however many elements there are
+    Frame,
+    /// the elements as well
+    Elements,
+}
+
 /// A table, programmed or found, in one form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -42,7 +51,7 @@ pub(super) struct SetShape {
 
 impl Shape {
     /// The shape that `table` has once it is programmed.
-    pub(super) fn of(table: &Table) -> Result<Shape> {
+    pub(super) fn of(table: &Table, detail: Detail) -> Result<Shape> {
         let mut shape = Shape::default();
         for chain in &table.chains {
             let hook = chain.hook.map(|hook| (hook.kind.word().into(), hook.number(), hook.priority, hook.policy()));
@@ -50,14 +59,15 @@ impl Shape {
             shape.chains.insert(chain.name.clone(), ChainShape { hook, rules });
         }
         for (name, set) in &table.sets {
-            shape.sets.insert(name.clone(), set_shape(table, name, set)?);
+            shape.sets.insert(name.clone(), set_shape(table, name, set, detail)?);
         }
         Ok(shape)
     }
 }
 
-fn set_shape(table: &Table, name: &str, set: &Set) -> Result<SetShape> {
-    let elements = element::encode(set, &set.elements).map_err(|reason| {
+fn set_shape(table: &Table, name: &str, set: &Set, detail: Detail) -> Result<SetShape> {
+    let elements = set.elements.iter().filter(|_| detail == Detail::Elements);
+    let elements = element::encode(set, elements).map_err(|reason| {
         let operation = format!("reading the elements of set {name} of {}", super::encode::describe(table));
         Error::new(operation, Errno::EINVAL).because(reason)
     })?;

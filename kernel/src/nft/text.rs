@@ -166,6 +166,12 @@ impl Display for Value {
     }
 }
 
+impl Display for Family {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 impl Family {
     /// The family's name in nft(8).
     pub(super) fn word(self) -> &'static str {

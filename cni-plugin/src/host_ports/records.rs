@@ -1,0 +1,320 @@
+//! Which ports are in use, on disk: the source that the kernel's tables are made from.
+//!
+//! | path | what |
+//! |---|---|
+//! | `<base>/<boot>.<namespace>/` 0700 | the state of one host network namespace in one boot; others are never read |
+//! | `.../lock` | flock(2), exclusive, for each operation |
+//! | `.../records/<hash>` 0600 | an attachment and its forwards, JSON; the hash is of container id and interface |
+//! | `.../claims/<protocol>-<port>/<address>` | symbolic link to the hash of the record that the port belongs to |
+//! | `.../subnets/<subnet>/<hash>` | symbolic link, for each record with a pod in that subnet |
+//!
+//! A record exists before and after everything else that an attachment has, here and in the kernel, so that whatever a crash
+//! leaves can be found from it. A port is in force if its claim leads to the record. With the links, an operation costs the
+//! same however many records there are.
+//!
+//! Nothing is synced to the platter: ports do not outlive the boot.
+
+use super::mapping::Forward;
+use cni_spec::{AttachmentId, CniError, Code};
+use ipam::ledger::lock::Lock;
+use ipnetwork::IpNetwork;
+use kernel::netns::Netns;
+use kernel::sysctl;
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// How long an operation waits for the lock.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Largest record that is read, in bytes: what the largest configuration can ask for, with room.
+const LONGEST: u64 = 32 << 20;
+/// Beginning of the name of a record in the making, which no hash has.
+const TEMPORARY: &str = "new-";
+
+/// An attachment with ports of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// the network
+    pub network: String,
+    /// the container
+    pub container: String,
+    /// its interface
+    pub interface: String,
+    /// its ports
+    pub forwards: Vec<Forward>,
+}
+
+impl Record {
+    /// The record of `id`'s ports in `network`.
+    pub fn of(network: &str, id: &AttachmentId, forwards: Vec<Forward>) -> Self {
+        Record { network: network.into(), container: id.container_id.clone(), interface: id.ifname.clone(), forwards }
+    }
+
+    /// The name of its file.
+    pub(super) fn key(&self) -> String {
+        key(&self.container, &self.interface)
+    }
+}
+
+/// The name of an attachment's record.
+pub(super) fn key_of(id: &AttachmentId) -> String {
+    key(&id.container_id, &id.ifname)
+}
+
+fn key(container: &str, interface: &str) -> String {
+    let digest = Sha256::new().chain_update(container).chain_update([0]).chain_update(interface).finalize();
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The state of this boot and network namespace, locked.
+#[derive(Debug)]
+pub(super) struct Records {
+    directory: PathBuf,
+    _lock: Lock,
+}
+
+impl Records {
+    /// Locks the state under `base`, making it where it is missing and removing that of former boots.
+    pub(super) fn open(base: &Path) -> Result<Self, CniError> {
+        let boot = boot()?;
+        let directory = base.join(place(&boot)?);
+        for part in ["records", "claims", "subnets"] {
+            make_directory(&directory.join(part))?;
+        }
+        let records = Records::lock(directory)?;
+        forget_former_boots(base, &boot);
+        Ok(records)
+    }
+
+    /// Locks the state under `base`, if there is any.
+    pub(super) fn open_existing(base: &Path) -> Result<Option<Self>, CniError> {
+        let directory = directory(base)?;
+        if directory.join("records").is_dir() { Records::lock(directory).map(Some) } else { Ok(None) }
+    }
+
+    fn lock(directory: PathBuf) -> Result<Self, CniError> {
+        let lock = Lock::acquire(&directory.join("lock"), PATIENCE)?;
+        Ok(Records { directory, _lock: lock })
+    }
+
+    /// The record of this key.
+    pub(super) fn get(&self, key: &str) -> Result<Option<Record>, CniError> {
+        let path = self.directory.join("records").join(key);
+        let read = || -> io::Result<Record> {
+            let mut text = Vec::new();
+            fs::File::open(&path)?.take(LONGEST).read_to_end(&mut text)?;
+            Ok(serde_json::from_slice(&text)?)
+        };
+        match read() {
+            Ok(record) => Ok(Some(record)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("reading", &path)(error)),
+        }
+    }
+
+    /// All records that can be read, and the first failure: one that is damaged must not keep the others from being used.
+    pub(super) fn all(&self) -> Result<(Vec<Record>, Option<CniError>), CniError> {
+        let (mut records, mut damage) = (Vec::new(), None);
+        for key in names(&self.directory.join("records"))? {
+            if key.starts_with(TEMPORARY) {
+                // Its maker held the lock that we hold now: it is dead.
+                remove(&self.directory.join("records").join(&key))?;
+                continue;
+            }
+            match self.get(&key) {
+                Ok(record) => records.extend(record),
+                Err(error) => damage = damage.or(Some(error)),
+            }
+        }
+        records.sort_by(|a, b| (&a.container, &a.interface).cmp(&(&b.container, &b.interface)));
+        Ok((records, damage))
+    }
+
+    /// Writes a record, whole or not at all.
+    pub(super) fn put(&self, record: &Record) -> Result<(), CniError> {
+        let directory = self.directory.join("records");
+        let (path, temporary) = (directory.join(record.key()), directory.join(format!("{TEMPORARY}{}", record.key())));
+        let write = || -> io::Result<()> {
+            let text = serde_json::to_vec(record)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&text)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|error| {
+            fs::remove_file(&temporary).ok();
+            failed("writing", &path)(error)
+        })
+    }
+
+    /// Removes a record; none is fine.
+    pub(super) fn remove(&self, key: &str) -> Result<(), CniError> {
+        remove(&self.directory.join("records").join(key)).map(drop)
+    }
+
+    /// The records, other than `key`, that have a claim on a port which overlaps with `forward`. A claim of nobody, whose
+    /// record somebody removed by hand, is none.
+    pub(super) fn rivals(&self, forward: &Forward, key: &str) -> Result<Vec<Record>, CniError> {
+        let directory = self.port(forward);
+        let mut rivals = Vec::new();
+        for name in names(&directory)? {
+            if !name.parse::<IpAddr>().is_ok_and(|address| forward.overlaps(address)) {
+                continue;
+            }
+            let claim = directory.join(&name);
+            let owner = read_link(&claim)?.unwrap_or_default();
+            if owner == key {
+                continue;
+            }
+            match self.get(&owner)? {
+                Some(record) => rivals.push(record),
+                None => drop(remove(&claim)?),
+            }
+        }
+        Ok(rivals)
+    }
+
+    /// Whether the port is in force for the record `key`.
+    pub(super) fn holds(&self, forward: &Forward, key: &str) -> Result<bool, CniError> {
+        Ok(read_link(&self.claim(forward))?.as_deref() == Some(key))
+    }
+
+    /// Claims a port, and a place in its subnet, for the record `key`.
+    pub(super) fn hold(&self, forward: &Forward, key: &str) -> Result<(), CniError> {
+        let subnet = self.subnet(forward.subnet());
+        make_directory(&subnet)?;
+        point(&subnet.join(key), key)?;
+        make_directory(&self.port(forward))?;
+        point(&self.claim(forward), key)
+    }
+
+    /// Gives up a port that [`Records::holds`].
+    pub(super) fn let_go(&self, forward: &Forward) -> Result<(), CniError> {
+        remove(&self.claim(forward))?;
+        remove_if_empty(&self.port(forward)).map(drop)
+    }
+
+    /// Gives up a place in a subnet. True if it was the last, or there was none left.
+    pub(super) fn leave(&self, subnet: IpNetwork, key: &str) -> Result<bool, CniError> {
+        let directory = self.subnet(subnet);
+        remove(&directory.join(key))?;
+        remove_if_empty(&directory)
+    }
+
+    /// Whether a subnet in use overlaps with `subnet` without being the same.
+    pub(super) fn has_neighbour_of(&self, subnet: IpNetwork) -> Result<bool, CniError> {
+        let overlap = |other: &IpNetwork| other.contains(subnet.ip()) || subnet.contains(other.ip());
+        Ok(self.subnets()?.iter().any(|other| *other != subnet && overlap(other)))
+    }
+
+    /// The subnets in use.
+    pub(super) fn subnets(&self) -> Result<Vec<IpNetwork>, CniError> {
+        let names = names(&self.directory.join("subnets"))?;
+        Ok(names.iter().filter_map(|name| name.replace('_', "/").parse().ok()).collect())
+    }
+
+    fn port(&self, forward: &Forward) -> PathBuf {
+        self.directory.join("claims").join(format!("{}-{}", forward.protocol, forward.host_port))
+    }
+
+    fn claim(&self, forward: &Forward) -> PathBuf {
+        self.port(forward).join(forward.host.to_string())
+    }
+
+    fn subnet(&self, subnet: IpNetwork) -> PathBuf {
+        self.directory.join("subnets").join(subnet.to_string().replace('/', "_"))
+    }
+}
+
+/// When a record of this boot and namespace was last added or removed; none if there never was one.
+pub(super) fn changed(base: &Path) -> Result<Option<SystemTime>, CniError> {
+    let records = directory(base)?.join("records");
+    Ok(records.metadata().and_then(|metadata| metadata.modified()).ok())
+}
+
+fn directory(base: &Path) -> Result<PathBuf, CniError> {
+    Ok(base.join(place(&boot()?)?))
+}
+
+fn boot() -> Result<String, CniError> {
+    sysctl::get("kernel.random.boot_id").map_err(crate::plugin::kernel_error)
+}
+
+fn place(boot: &str) -> Result<String, CniError> {
+    let namespace = Netns::current_name().map_err(crate::plugin::kernel_error)?;
+    Ok(format!("{boot}.{namespace}"))
+}
+
+/// Best effort: they are never read.
+fn forget_former_boots(base: &Path, boot: &str) {
+    for name in names(base).unwrap_or_default() {
+        if !name.starts_with(boot) {
+            fs::remove_dir_all(base.join(name)).ok();
+        }
+    }
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, CniError> {
+    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+    match list() {
+        Ok(names) => Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed("listing", directory)(error)),
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), CniError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("creating directory", path))
+}
+
+/// True if there was something to remove.
+fn remove(path: &Path) -> Result<bool, CniError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("removing", path)(error)),
+    }
+}
+
+/// True if the directory is gone.
+fn remove_if_empty(directory: &Path) -> Result<bool, CniError> {
+    match fs::remove_dir(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => Ok(false),
+        Err(error) => Err(failed("removing directory", directory)(error)),
+    }
+}
+
+fn read_link(path: &Path) -> Result<Option<String>, CniError> {
+    match fs::read_link(path) {
+        Ok(target) => Ok(target.into_os_string().into_string().ok()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("reading", path)(error)),
+    }
+}
+
+fn point(link: &Path, target: &str) -> Result<(), CniError> {
+    match symlink(target, link) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && read_link(link)?.as_deref() == Some(target) => Ok(()),
+        made => made.map_err(failed("creating", link)),
+    }
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CniError + use<'a> {
+    move |error| {
+        let remedy = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => " (free space or inodes on this file system)",
+            Some(Errno::EROFS) => " (remount it writable, or set hostPortsDir to a writable directory)",
+            Some(Errno::EACCES | Errno::EPERM) => " (the plugin must run as root)",
+            None => " (is it damaged? remove it, and create its pod anew)",
+            Some(_) => "",
+        };
+        CniError::new(Code::Io, format!("{action} {}: {error}{remedy}", path.display()))
+    }
+}
