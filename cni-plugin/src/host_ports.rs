@@ -20,6 +20,7 @@ pub(crate) use mapping::directory;
 use crate::plugin::kernel_error;
 use crate::teardown::Failures;
 use cni_spec::{AttachmentId, CniError, Code};
+use ipnetwork::IpNetwork;
 use kernel::Error;
 use kernel::netlink::Netlink;
 use kernel::nft::{Element, Family, Nft};
@@ -83,7 +84,9 @@ impl HostPorts {
     pub fn withdraw(&self, id: &AttachmentId) -> Result<(), CniError> {
         let former = {
             let Some(records) = Records::open_existing(&self.directory)? else { return Ok(()) };
-            let Some(former) = records.get(&records::key_of(id))? else { return Ok(()) };
+            let key = records::key_of(id);
+            // Without a record there is at most one in the making.
+            let Some(former) = records.get(&key)? else { return records.remove(&key) };
             take_down(&records, &former, &mut Nft::open().map_err(kernel_error)?)?;
             former
         };
@@ -175,14 +178,20 @@ fn put_up(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), CniEr
     }
     for family in families(&record.forwards) {
         let frame = table(family, []);
-        let added = if nft.has_frame(&frame).map_err(kernel_error)? {
-            let elements = table::elements(record.forwards.iter().filter(|forward| table::family(forward) == family));
-            add(nft, &frame, &elements)
-        } else {
-            Err(Error::new("adding to a table that is gone", Errno::ENOENT))
+        let own = || record.forwards.iter().filter(|forward| table::family(forward) == family);
+        let mut added = match nft.has_frame(&frame) {
+            Ok(true) => add(nft, &frame, &table::elements(own())),
+            // Somebody removed the table, or changed it.
+            Ok(false) => Err(Error::new("adding to a table that is gone", Errno::ENOENT)),
+            Err(error) => Err(error),
         };
+        // Prefixes in a set must not overlap: one that lies within another is left out.
+        if added.as_ref().is_err_and(|error| matches!(error.errno, Errno::EEXIST | Errno::ENOTEMPTY)) {
+            let subnets = records.subnets()?;
+            let within = |subnet: IpNetwork| subnets.iter().any(|other| *other != subnet && contains(*other, subnet));
+            added = add(nft, &frame, &table::elements_but_subnets(own(), within));
+        }
         match added {
-            // Somebody removed the table or changed it, or a subnet lies within another one: all is made anew.
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EBUSY | Errno::EEXIST | Errno::ENOTEMPTY) => {
                 replace(family, &in_force(records)?, nft).map_err(kernel_error)?;
             }
@@ -190,6 +199,14 @@ fn put_up(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), CniEr
         }
     }
     Ok(())
+}
+
+fn is_single(subnet: IpNetwork) -> bool {
+    subnet.prefix() == if subnet.is_ipv4() { 32 } else { 128 }
+}
+
+fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {
+    outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 
 /// Elements, claims, record: the reverse.
@@ -219,7 +236,8 @@ fn take_down(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), Cn
     for (family, subnet) in subnets {
         if records.leave(subnet, &key)? {
             remove(nft, &table(family, []), &table::subnet_elements(subnet)).map_err(kernel_error)?;
-            if records.has_neighbour_of(subnet)? {
+            // What lay within it had been left out.
+            if !is_single(subnet) && records.subnets()?.iter().any(|other| contains(subnet, *other)) {
                 broken.insert(family);
             }
         }

@@ -152,9 +152,11 @@ impl Records {
         })
     }
 
-    /// Removes a record; none is fine.
+    /// Removes a record, also one in the making; none is fine.
     pub(super) fn remove(&self, key: &str) -> Result<(), CniError> {
-        remove(&self.directory.join("records").join(key)).map(drop)
+        let directory = self.directory.join("records");
+        remove(&directory.join(format!("{TEMPORARY}{key}")))?;
+        remove(&directory.join(key)).map(drop)
     }
 
     /// The records, other than `key`, that have a claim on a port which overlaps with `forward`. A claim of nobody, whose
@@ -204,12 +206,6 @@ impl Records {
         let directory = self.subnet(subnet);
         remove(&directory.join(key))?;
         remove_if_empty(&directory)
-    }
-
-    /// Whether a subnet in use overlaps with `subnet` without being the same.
-    pub(super) fn has_neighbour_of(&self, subnet: IpNetwork) -> Result<bool, CniError> {
-        let overlap = |other: &IpNetwork| other.contains(subnet.ip()) || subnet.contains(other.ip());
-        Ok(self.subnets()?.iter().any(|other| *other != subnet && overlap(other)))
     }
 
     /// The subnets in use.

@@ -9,7 +9,7 @@ use kernel::nft::{
     Action, Chain, Element, Family, Field, Hook, HookKind, HookPoint, Interface, Match, Rule, Set, Table, Value,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Name of the tables.
 pub const TABLE: &str = "cni-plugin-host-ports";
@@ -65,10 +65,24 @@ pub(super) fn subnet_elements(subnet: IpNetwork) -> Elements {
 
 /// All elements of the forwards.
 pub(super) fn elements<'a>(forwards: impl IntoIterator<Item = &'a Forward>) -> Elements {
+    elements_but_subnets(forwards, |_| false)
+}
+
+/// All elements of the forwards, without those subnets that `left_out` picks.
+pub(super) fn elements_but_subnets<'a>(
+    forwards: impl IntoIterator<Item = &'a Forward>,
+    left_out: impl Fn(IpNetwork) -> bool,
+) -> Elements {
     let mut all = Elements::new();
-    for forward in forwards {
-        for (set, elements) in port_elements(forward).into_iter().chain(subnet_elements(forward.subnet())) {
+    let mut add = |elements: Elements| {
+        for (set, elements) in elements {
             all.entry(set).or_default().extend(elements);
+        }
+    };
+    for forward in forwards {
+        add(port_elements(forward));
+        if !left_out(forward.subnet()) {
+            add(subnet_elements(forward.subnet()));
         }
     }
     all
@@ -105,11 +119,17 @@ fn chains(family: Family) -> Vec<Chain> {
     let lookup = |map: &str| Action::DestinationNat { map: map.into() };
     let mark = Action::SetMark { mask: MARK, value: MARK };
     let marked = |condition, comment| rule([condition], mark.clone(), comment);
-    let mut ports = vec![
+    let mut ports = Vec::new();
+    if family == Family::Ip6 {
+        // Closed there, instead of open to packets that the kernel drops on their way out: it has no route_localnet.
+        let only = Match::Destination(IpNetwork::from(IpAddr::V6(Ipv6Addr::LOCALHOST)));
+        ports.push(rule([only], Action::Return, "::1 never leaves the host"));
+    }
+    ports.extend([
         rule([], lookup(DIRECT_ADDRESS_PORTS), "one address, sources unchanged"),
         rule([], lookup(DIRECT_PORTS), "every address, sources unchanged"),
         marked(Match::SourceIn(SUBNETS.into()), "pods would answer each other directly"),
-    ];
+    ]);
     ports.extend(loopback().filter(|_| family == Family::Ip).map(|network| {
         let comment = "answers to loopback addresses would not come back";
         marked(Match::Source(network), comment)
