@@ -173,6 +173,9 @@ impl HostPorts {
 fn put_up(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), CniError> {
     let key = record.key();
     records.put(record)?;
+    for subnet in record.forwards.iter().map(Forward::subnet).collect::<BTreeSet<_>>() {
+        records.join(subnet, &key)?;
+    }
     for forward in &record.forwards {
         records.hold(forward, &key)?;
     }

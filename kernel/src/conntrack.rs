@@ -8,7 +8,7 @@ mod wire;
 
 pub use wire::{Direction, Flow};
 
-use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
+use crate::netlink::socket::{Message, NLM_F_ACK, NLM_F_DUMP, Socket};
 use crate::netns::Netns;
 use crate::nft::Protocol;
 use crate::{Error, Result};
@@ -22,7 +22,7 @@ pub struct Conntrack {
     socket: Socket,
 }
 
-/// Which flows are looked at. The kernel (5.8 and later) picks them, so that only they are copied.
+/// Which flows are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pattern {
     /// to this port of whatever address, as the client sent it, before any translation
@@ -60,6 +60,9 @@ impl Pattern {
 
 /// As many messages are sent at once.
 const BATCH: usize = 64;
+/// The kernel walks all its buckets for every list, some 10 ms on an ordinary machine, which costs more than copying this
+/// many entries: up to here, one list of everything serves all patterns.
+const FEW: u32 = 20_000;
 
 impl Conntrack {
     /// Connects to the connection tracking of the namespace that the calling thread is in.
@@ -75,15 +78,15 @@ impl Conntrack {
         Conntrack::open()
     }
 
-    /// The flows of a pattern.
-    pub fn flows(&mut self, pattern: &Pattern) -> Result<Vec<Flow>> {
-        Ok(self.entries(pattern)?.into_iter().map(|entry| entry.flow).collect())
+    /// The flows that any of the patterns covers.
+    pub fn flows(&mut self, patterns: &[Pattern]) -> Result<Vec<Flow>> {
+        Ok(self.entries(patterns)?.into_iter().map(|entry| entry.flow).collect())
     }
 
-    /// Deletes the entries of the flows of `pattern` that `select` picks, and returns their number. One that ends by itself
-    /// in the meantime is not counted, and no failure.
-    pub fn forget(&mut self, pattern: &Pattern, mut select: impl FnMut(&Flow) -> bool) -> Result<usize> {
-        let mut doomed = self.entries(pattern)?;
+    /// Deletes the entries of the flows that any of `patterns` covers and `select` picks, and returns their number. One that
+    /// ends by itself in the meantime is not counted, and no failure.
+    pub fn forget(&mut self, patterns: &[Pattern], mut select: impl FnMut(&Flow) -> bool) -> Result<usize> {
+        let mut doomed = self.entries(patterns)?;
         doomed.retain(|entry| select(&entry.flow));
         let mut count = 0;
         for entries in doomed.chunks(BATCH) {
@@ -98,11 +101,37 @@ impl Conntrack {
         Ok(count)
     }
 
-    fn entries(&mut self, pattern: &Pattern) -> Result<Vec<wire::Entry>> {
-        let message = Message { kind: wire::GET, flags: NLM_F_DUMP, payload: wire::question(pattern) };
+    fn entries(&mut self, patterns: &[Pattern]) -> Result<Vec<wire::Entry>> {
+        let mut found = Vec::new();
+        match self.count()? {
+            _ if patterns.is_empty() => {}
+            0 => {}
+            1..=FEW => found = self.list(None)?,
+            _ => {
+                for pattern in patterns {
+                    found.extend(self.list(Some(pattern))?);
+                }
+            }
+        }
+        // A kernel before 5.8 lists more than it was asked for.
+        found.retain(|entry| patterns.iter().any(|pattern| pattern.covers(&entry.flow)));
+        Ok(found)
+    }
+
+    /// How many entries there are.
+    fn count(&mut self) -> Result<u32> {
+        // The answer claims to be one of several; the acknowledgement tells that nothing follows.
+        let message = Message { kind: wire::GET_STATISTICS, flags: NLM_F_ACK, payload: wire::nothing_more() };
+        let answer = self.socket.query(message, |found: &mut u32, _kind, payload| *found = wire::count(payload));
+        answer.map_err(|refusal| failed("counting connection tracking entries".into(), refusal.errno))
+    }
+
+    fn list(&mut self, pattern: Option<&Pattern>) -> Result<Vec<wire::Entry>> {
+        let payload = pattern.map_or_else(wire::nothing_more, wire::question);
+        let message = Message { kind: wire::GET, flags: NLM_F_DUMP, payload };
         let found = self.socket.query(message, |found: &mut Vec<wire::Entry>, kind, payload| {
             if kind == wire::NEW {
-                found.extend(wire::decode(payload).filter(|entry| pattern.covers(&entry.flow)));
+                found.extend(wire::decode(payload));
             }
         });
         found.map_err(|refusal| failed("listing connection tracking entries".into(), refusal.errno))

@@ -186,11 +186,15 @@ impl Records {
         Ok(read_link(&self.claim(forward))?.as_deref() == Some(key))
     }
 
-    /// Claims a port, and a place in its subnet, for the record `key`.
+    /// Takes a place in a subnet for the record `key`.
+    pub(super) fn join(&self, subnet: IpNetwork, key: &str) -> Result<(), CniError> {
+        let directory = self.subnet(subnet);
+        make_directory(&directory)?;
+        point(&directory.join(key), key)
+    }
+
+    /// Claims a port for the record `key`.
     pub(super) fn hold(&self, forward: &Forward, key: &str) -> Result<(), CniError> {
-        let subnet = self.subnet(forward.subnet());
-        make_directory(&subnet)?;
-        point(&subnet.join(key), key)?;
         make_directory(&self.port(forward))?;
         point(&self.claim(forward), key)
     }

@@ -2,7 +2,7 @@
 
 use super::mapping::Forward;
 use kernel::Error;
-use kernel::conntrack::{Conntrack, Pattern};
+use kernel::conntrack::{Conntrack, Flow, Pattern};
 use kernel::netlink::Netlink;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,21 +12,25 @@ use std::net::IpAddr;
 /// machine is not ours.
 pub(super) fn forget_former_owners(forwards: &[Forward]) -> Result<(), Error> {
     let own: BTreeSet<IpAddr> = Netlink::open()?.addresses()?.into_iter().map(|(_, address)| address.ip()).collect();
-    let mut conntrack = Conntrack::open()?;
-    for forward in forwards {
-        let pattern =
-            Pattern::ToPort { ipv4: forward.host.is_ipv4(), protocol: forward.protocol, port: forward.host_port };
-        conntrack.forget(&pattern, |flow| {
-            let target = flow.original.destination;
-            let ours = if forward.host.is_unspecified() {
-                own.contains(&target) || target.is_loopback()
-            } else {
-                target == forward.host
-            };
-            ours && (flow.reply.source, flow.reply.source_port) != (forward.pod.ip(), forward.pod_port)
-        })?;
-    }
-    Ok(())
+    let pattern = |forward: &Forward| Pattern::ToPort {
+        ipv4: forward.host.is_ipv4(),
+        protocol: forward.protocol,
+        port: forward.host_port,
+    };
+    let patterns: BTreeSet<Pattern> = forwards.iter().map(pattern).collect();
+    let is_stale = |flow: &Flow, forward: &Forward| {
+        let target = flow.original.destination;
+        let ours = if forward.host.is_unspecified() {
+            target.is_ipv4() == forward.host.is_ipv4() && (own.contains(&target) || target.is_loopback())
+        } else {
+            target == forward.host
+        };
+        ours && (flow.protocol, flow.original.destination_port) == (forward.protocol as u8, forward.host_port)
+            && (flow.reply.source, flow.reply.source_port) != (forward.pod.ip(), forward.pod_port)
+    };
+    Conntrack::open()?
+        .forget(&Vec::from_iter(patterns), |flow| forwards.iter().any(|forward| is_stale(flow, forward)))
+        .map(drop)
 }
 
 /// Ends the flows to the ports of a pod that is going.
@@ -36,12 +40,7 @@ pub(super) fn forget_pod(forwards: &[Forward]) -> Result<(), Error> {
     }
     let ports: BTreeSet<(IpAddr, u8, u16)> =
         forwards.iter().map(|forward| (forward.pod.ip(), forward.protocol as u8, forward.pod_port)).collect();
-    let pods: BTreeSet<IpAddr> = ports.iter().map(|(pod, _, _)| *pod).collect();
-    let mut conntrack = Conntrack::open()?;
-    for pod in pods {
-        conntrack.forget(&Pattern::AnsweredBy(pod), |flow| {
-            ports.contains(&(flow.reply.source, flow.protocol, flow.reply.source_port))
-        })?;
-    }
-    Ok(())
+    let pods: BTreeSet<Pattern> = ports.iter().map(|(pod, _, _)| Pattern::AnsweredBy(*pod)).collect();
+    let is_of_a_port = |flow: &Flow| ports.contains(&(flow.reply.source, flow.protocol, flow.reply.source_port));
+    Conntrack::open()?.forget(&Vec::from_iter(pods), is_of_a_port).map(drop)
 }

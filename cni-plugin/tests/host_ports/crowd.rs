@@ -69,6 +69,7 @@ fn an_attachment_costs_the_same_however_many_there_are() {
     }
     let crowded = count();
     for (verb, (alone, crowded)) in ["ADD", "CHECK", "DEL"].iter().zip(alone.into_iter().zip(crowded)) {
-        assert!(crowded <= alone + 10, "{verb} made {alone} system calls alone and {crowded} beside 5000 others");
+        // The tables are made and memory grows: what matters is that nothing is done for each of the others.
+        assert!(crowded <= alone + 60, "{verb} made {alone} system calls alone and {crowded} beside 5000 others");
     }
 }

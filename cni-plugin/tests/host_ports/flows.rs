@@ -109,8 +109,8 @@ fn flows_through_the_node_to_the_same_port_elsewhere_go_on() {
     assert_eq!(to_the_outside().0, "outside");
     let pattern = Pattern::ToPort { ipv4: true, protocol: Protocol::Udp, port: 80 };
     let mut conntrack = Conntrack::open_in(&world.node.host).unwrap();
-    let before = conntrack.flows(&pattern).unwrap();
+    let before = conntrack.flows(&[pattern]).unwrap();
     assert_eq!(before.len(), 1, "{before:?}");
     let _web = Pod::start(&world, "web", &json!([mapping(80, 80, "udp")]));
-    assert_eq!(conntrack.flows(&pattern).unwrap(), before);
+    assert_eq!(conntrack.flows(&[pattern]).unwrap(), before);
 }

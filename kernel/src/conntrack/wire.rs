@@ -2,15 +2,16 @@
 
 use super::Pattern;
 use crate::netlink::socket::Message;
-use crate::nft::attribute::{Attributes, attributes, find};
+use crate::nft::attribute::{Attributes, attributes, find, number};
 use std::net::IpAddr;
 
 /// NFNL_SUBSYS_CTNETLINK, shifted.
 const SUBSYSTEM: u16 = 1 << 8;
-/// IPCTNL_MSG_CT_NEW, _GET, _DELETE.
+/// IPCTNL_MSG_CT_NEW, _GET, _DELETE, _GET_STATS.
 pub(super) const NEW: u16 = SUBSYSTEM;
 pub(super) const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+pub(super) const GET_STATISTICS: u16 = SUBSYSTEM | 5;
 
 /// enum ctattr_type
 const TUPLE_ORIGINAL: u16 = 1;
@@ -18,6 +19,8 @@ const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
+/// CTA_STATS_GLOBAL_ENTRIES
+const ENTRIES: u16 = 1;
 /// enum ctattr_tuple
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
@@ -91,6 +94,16 @@ pub(super) fn question(pattern: &Pattern) -> Vec<u8> {
         }
     }
     .finish()
+}
+
+/// The body of a question about all families.
+pub(super) fn nothing_more() -> Vec<u8> {
+    header(libc::AF_UNSPEC as u8).to_vec()
+}
+
+/// The number in the answer to [`GET_STATISTICS`]; many if there is none.
+pub(super) fn count(payload: &[u8]) -> u32 {
+    payload.get(4..).and_then(|body| number(body, ENTRIES)).unwrap_or(u32::MAX)
 }
 
 /// The deletion of an entry, and of no other that has the same addresses by then.
