@@ -12,6 +12,7 @@ use crate::options::Options;
 use crate::reconcile::Reconciler;
 use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
 use crate::uplink::Choice;
+use cni_plugin::host_ports::HostPorts;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
 use kernel::netlink::Netlink;
@@ -63,9 +64,10 @@ async fn serve(options: &Options) -> Result<(), String> {
         forward: options.iptables_forward_rules,
     };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
+    let host_ports = HostPorts::recorded_in(&options.host_ports_dir);
     let previous = previous_subnets(&files, &config);
     let backend = backend(&config).map_err(|error| error.to_string())?;
-    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, health.clone());
+    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, host_ports, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
@@ -121,6 +123,7 @@ fn pass(
     snapshot: &Snapshot,
     health: &Health,
 ) -> bool {
+    let host_ports = reconciler.host_ports();
     let announcement = reconciler.announcement();
     announce.send_if_modified(|present| match announcement {
         Some(announcement) if announcement != *present => {
@@ -141,7 +144,7 @@ fn pass(
     let Some(leases) = &snapshot.leases else { return false };
     health.set(Condition::Peers, Ok(()));
     // Without a lease there is nothing to want; what a predecessor programmed stays.
-    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, leases))
+    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, leases)) && host_ports
 }
 
 /// Returns when the kernel's state has changed, or after `pause`.

@@ -116,6 +116,10 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_CNI_CONF_DIR", global = true)]
     pub cni_conf_dir: Option<PathBuf>,
 
+    /// Directory in which the CNI plugins record the ports of this node that lead to pods, and from which they are restored
+    #[arg(long, env = "FLANNELD_HOST_PORTS_DIR", default_value = cni_plugin::host_ports::DEFAULT_DIRECTORY)]
+    pub host_ports_dir: PathBuf,
+
     /// Name of this node, by which it is recognised in the lease store (default: $NODE_NAME, then host name and address)
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,

@@ -9,6 +9,7 @@ use crate::health::{Condition, Health};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::uplink::{Choice, Tables, Uplink};
+use cni_plugin::host_ports::{HostPorts, Restorer};
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink};
@@ -35,6 +36,7 @@ pub struct Reconciler {
     pub files: Files,
     /// where findings go
     pub health: Health,
+    host_ports: Restorer,
     netlink: Netlink,
     nft: Nft,
     uplink: Option<Uplink>,
@@ -52,10 +54,34 @@ impl Reconciler {
         choice: Choice,
         policy: Policy,
         files: Files,
+        host_ports: HostPorts,
         health: Health,
     ) -> kernel::Result<Self> {
         let (netlink, nft) = (Netlink::open()?, Nft::open()?);
-        Ok(Reconciler { config, backend, choice, policy, files, health, netlink, nft, uplink: None, took_over: false })
+        Ok(Reconciler {
+            config,
+            backend,
+            choice,
+            policy,
+            files,
+            health,
+            host_ports: Restorer::new(host_ports),
+            netlink,
+            nft,
+            uplink: None,
+            took_over: false,
+        })
+    }
+
+    /// Puts back what somebody has removed of the ports of this node that lead to pods; the plugins record them, whether or
+    /// not there is a lease. Returns whether they are in order.
+    pub fn host_ports(&mut self) -> bool {
+        let restored = self.host_ports.restore(&mut self.nft);
+        if let Ok(true) = restored {
+            tracing::info!("restored nftables tables {}", cni_plugin::host_ports::TABLE);
+        }
+        self.health.note("host ports", restored.as_ref().map_or_else(ToString::to_string, |_| String::new()));
+        restored.is_ok()
     }
 
     /// What this node should announce, from the interface as it is now. None: there is no usable interface (yet).

@@ -86,5 +86,6 @@ fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
     let backend = Backend::new(&config, [(Family::V4, mac)].into_iter().collect());
     let policy = Policy { masquerade: true, fully_random: true, forward: true };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
-    Reconciler::new(config, backend, Choice::parse(options).unwrap(), policy, files, Health::new()).unwrap()
+    let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
+    Reconciler::new(config, backend, Choice::parse(options).unwrap(), policy, files, ports, Health::new()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! Connection tracking on the real kernel, with the `conntrack` program as the oracle where it says more.
+//! Connection tracking on the real kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must fail")]
 
 use kernel::conntrack::{Conntrack, Pattern};

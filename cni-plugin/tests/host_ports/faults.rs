@@ -214,3 +214,30 @@ fn a_killed_add_leaves_nothing_that_del_and_gc_do_not_find() {
 fn a_killed_del_leaves_nothing_that_del_and_gc_do_not_find() {
     kill_everywhere("DEL");
 }
+
+/// What the `nft` program makes of the golden files is what our tables list as, but for the hashes behind the comments.
+#[test]
+fn the_tables_are_what_nft_makes_of_their_text() {
+    let world = World::new(Stack::Chain);
+    let pod = Pod::start(&world, "web", &web(8080));
+    let theirs = Netns::create().unwrap();
+    for (family, file) in [("ip", "host_ports_ipv4.nft"), ("ip6", "host_ports_ipv6.nft")] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+        let nft = |netns: &Netns, arguments: &[&str]| {
+            let _inside = netns.enter().unwrap();
+            let output = Command::new("nft").args(arguments).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        nft(&theirs, &["-f", path.to_str().unwrap()]);
+        let rules = |netns: &Netns| {
+            let listing = nft(netns, &["list", "table", family, TABLE]);
+            let chains = listing.split_once("\tchain").unwrap().1.to_owned();
+            let line =
+                |line: &str| line.split_once(" #").map_or(line, |(rule, _hash)| rule).trim_end_matches('"').to_owned();
+            chains.lines().map(line).collect::<Vec<_>>()
+        };
+        assert_eq!(rules(&world.node.host), rules(&theirs), "{family}");
+    }
+    drop(pod);
+}
