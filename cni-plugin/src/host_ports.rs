@@ -73,7 +73,7 @@ impl HostPorts {
                 return Err(error);
             }
         }
-        warn(stale::forget_former_owners(&record.forwards));
+        warn(stale::forget_former_owners(&record.forwards, nft));
         Ok(())
     }
 
@@ -82,15 +82,16 @@ impl HostPorts {
     /// # Errors
     /// `Io`, `TryAgain`, `Kernel`.
     pub fn withdraw(&self, id: &AttachmentId) -> Result<(), CniError> {
-        let former = {
+        let (former, nft) = {
             let Some(records) = Records::open_existing(&self.directory)? else { return Ok(()) };
             let key = records::key_of(id);
             // Without a record there is at most one in the making.
             let Some(former) = records.get(&key)? else { return records.remove(&key) };
-            take_down(&records, &former, &mut Nft::open().map_err(kernel_error)?)?;
-            former
+            let mut nft = Nft::open().map_err(kernel_error)?;
+            take_down(&records, &former, &mut nft)?;
+            (former, nft)
         };
-        warn(stale::forget_pod(&former.forwards));
+        warn(stale::forget_pod(&former.forwards, nft));
         Ok(())
     }
 
@@ -114,7 +115,7 @@ impl HostPorts {
         }
         failures.note_cni(in_force(&records).and_then(|forwards| ensure(&forwards, &mut nft).map(drop)));
         drop(records);
-        warn(stale::forget_pod(&gone));
+        warn(stale::forget_pod(&gone, nft));
         failures.into_result()
     }
 

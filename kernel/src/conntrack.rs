@@ -15,11 +15,18 @@ use crate::{Error, Result};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// A connection to the connection tracking of one network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
+}
+
+impl AsFd for Conntrack {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 /// Which flows are looked at.
@@ -118,8 +125,8 @@ impl Conntrack {
         Ok(found)
     }
 
-    /// How many entries there are.
-    fn count(&mut self) -> Result<u32> {
+    /// How many entries there are, of all kinds.
+    pub fn count(&mut self) -> Result<u32> {
         // The answer claims to be one of several; the acknowledgement tells that nothing follows.
         let message = Message { kind: wire::GET_STATISTICS, flags: NLM_F_ACK, payload: wire::nothing_more() };
         let answer = self.socket.query(message, |found: &mut u32, _kind, payload| *found = wire::count(payload));

@@ -27,6 +27,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use shape::{Detail, Shape};
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// A connection to the nftables of one network namespace.
 ///
@@ -35,6 +36,12 @@ use std::collections::BTreeSet;
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
+}
+
+impl AsFd for Nft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Nft {

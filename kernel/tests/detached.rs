@@ -1,4 +1,4 @@
-//! Deletion of links in the background.
+//! What is left to a process of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must fail")]
 
 use kernel::detached;
@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, read};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A child of one test would hold the pipe of another for the moment until it has closed everything.
 fn alone() -> MutexGuard<'static, ()> {
@@ -104,4 +105,31 @@ fn a_vxlan_device_goes_too() {
     host.create_vxlan("flannel.1", &link, "").unwrap();
     assert!(detached::delete_link(&mut host, "flannel.1").unwrap());
     assert_eq!(host.link("flannel.1").unwrap(), None);
+}
+
+/// What is left to a process of its own is done there, with the sockets of its caller, who does not wait.
+#[test]
+fn what_nobody_waits_for_is_done_all_the_same() {
+    use kernel::conntrack::Conntrack;
+    use kernel::nft::{Family, Nft, Table};
+    let _alone = alone();
+    let namespace = Netns::create().expect("these tests make network namespaces: run them as root");
+    let table = |name: &str| Table { family: Family::Ip, name: name.into(), ..Table::default() };
+    let sockets = (Nft::open_in(&namespace).unwrap(), Conntrack::open_in(&namespace).unwrap());
+    let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+    detached::finish(sockets, |(nft, conntrack)| {
+        nft.replace(&table("from-afar")).unwrap();
+        assert_eq!(conntrack.count().unwrap(), 0);
+        nft.replace(&table("done")).unwrap();
+    });
+    // The other process has no copy of this: a runtime that waits for the end of a pipe is not kept waiting.
+    drop(near);
+    assert_eq!(std::io::Read::read(&mut far, &mut [0]).unwrap(), 0);
+    let mut nft = Nft::open_in(&namespace).unwrap();
+    let end = Instant::now() + Duration::from_secs(5);
+    while !nft.is_intact(&table("done")).unwrap() {
+        assert!(Instant::now() < end, "it was never done");
+        std::thread::yield_now();
+    }
+    assert!(nft.is_intact(&table("from-afar")).unwrap());
 }

@@ -3,8 +3,13 @@
 use crate::faults::calls;
 use crate::harness::eth0;
 use crate::world::{Pod, Stack, World, mapping};
+use cni_plugin::host_ports::Restorer;
 use kernel::netns::Netns;
+use kernel::nft::Nft;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::os::unix::fs::symlink;
 
 const CROWD: u16 = 64;
 
@@ -54,22 +59,35 @@ fn an_attachment_costs_the_same_however_many_there_are() {
     let pod = Netns::create().unwrap();
     let count = || ["ADD", "CHECK", "DEL"].map(|verb| calls(&world, &pod, verb, &config).len());
     let alone = count();
-    let ports = world.ports();
-    {
-        let _inside = world.node.host.enter().unwrap();
-        for number in 0..5000u32 {
-            let forward = json!({
-                "protocol": "tcp", "host": "0.0.0.0", "hostPort": 10000 + number, "pod": format!("10.9.0.{}/24", 1 + number % 250), "podPort": 80, "masquerade": "neighbours",
-            });
-            let record = json!({
-                "network": "net", "container": format!("c{number}"), "interface": "eth0", "forwards": [forward],
-            });
-            ports.publish(&serde_json::from_value(record).unwrap()).unwrap();
-        }
-    }
+    record(&world, 5000);
+    let inside = world.node.host.enter().unwrap();
+    let mut nft = Nft::open().unwrap();
+    assert!(Restorer::new(world.ports()).restore(&mut nft).unwrap());
+    drop(inside);
+    assert_eq!(world.elements().len(), 5000 + 4);
     let crowded = count();
     for (verb, (alone, crowded)) in ["ADD", "CHECK", "DEL"].iter().zip(alone.into_iter().zip(crowded)) {
         // The tables are made and memory grows: what matters is that nothing is done for each of the others.
         assert!(crowded <= alone + 60, "{verb} made {alone} system calls alone and {crowded} beside 5000 others");
+    }
+}
+
+/// Writes the records of many attachments with a port each, as so many calls would have.
+fn record(world: &World, count: u32) {
+    let state = fs::read_dir(world.directory()).unwrap().next().unwrap().unwrap().path();
+    for number in 0..count {
+        let (container, port) = (format!("c{number}"), 10000 + number);
+        let digest = Sha256::new().chain_update(&container).chain_update([0]).chain_update("eth0").finalize();
+        let key: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let forward = json!({
+            "protocol": "tcp", "host": "0.0.0.0", "hostPort": port, "pod": format!("10.9.0.{}/24", 1 + number % 250),
+            "podPort": 80, "masquerade": "neighbours",
+        });
+        let record = json!({"network": "net", "container": container, "interface": "eth0", "forwards": [forward]});
+        fs::write(state.join("records").join(&key), record.to_string()).unwrap();
+        let claim = state.join(format!("claims/tcp-{port}"));
+        fs::create_dir(&claim).unwrap();
+        symlink(&key, claim.join("0.0.0.0")).unwrap();
+        symlink(&key, state.join("subnets/10.9.0.0_24").join(&key)).unwrap();
     }
 }

@@ -17,7 +17,7 @@ pub(crate) const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub(crate) const OUTSIDE: [&str; 2] = ["192.0.2.9", "2001:db8::9"];
 /// The port that pods serve, TCP and UDP.
 pub(crate) const POD_PORT: u16 = 80;
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(600);
 
 /// Which plugins make an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
