@@ -1,6 +1,7 @@
 //! ADD: allocate, plan, wire. Whatever fails undoes what it made, and nothing that was there before; the original error is
 //! what the runtime reads.
 
+use crate::bandwidth::shaper;
 use crate::bridge::ensure_bridge;
 use crate::config::{Dialect, PluginConfig};
 use crate::plan::{self, PodPlan};
@@ -8,11 +9,12 @@ use crate::plugin::{failed, kernel_error};
 use crate::pod::{configure_pod, create_veth};
 use crate::ready::{await_carrier, await_reception};
 use crate::teardown::Remains;
-use cni_spec::{AddResult, CniError, Code, NetworkConfig, Sandbox};
+use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
 use ipam::host_local;
 use kernel::Mac;
 use kernel::netlink::{Link, Netlink};
 use kernel::netns::Netns;
+use nix::errno::Errno;
 use std::net::IpAddr;
 
 /// Attaches the sandbox.
@@ -25,8 +27,10 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
     };
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
     let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
-        let bridge = wire(&plan, sandbox, &config.name, &netns)?;
-        Ok(plan.result(bridge, &sandbox.netns))
+        let wired = wire(&plan, sandbox, &config.name, &netns)?;
+        let mut result = plan.result(wired.bridge_mac, &sandbox.netns);
+        result.interfaces.extend(wired.queue);
+        Ok(result)
     });
     if let (Err(_), Some(ipam)) = (&made, &parsed.ipam) {
         // The reason of the failure is the answer; a failure to undo it would only hide it, and DEL will meet it again.
@@ -49,17 +53,23 @@ pub(crate) fn open_sandbox(sandbox: &Sandbox) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-/// Carries the plan out and returns the bridge's address. Once the pair is made, a failure removes it again.
-fn wire(plan: &PodPlan, sandbox: &Sandbox, network: &str, netns: &Netns) -> Result<Mac, CniError> {
+/// What the result tells and only the kernel knew.
+struct Wired {
+    bridge_mac: Mac,
+    /// the device in which what the pod sends queues, if that is limited
+    queue: Option<Interface>,
+}
+
+/// Carries the plan out. Once the pair is made, a failure removes it again.
+fn wire(plan: &PodPlan, sandbox: &Sandbox, network: &str, netns: &Netns) -> Result<Wired, CniError> {
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(netns).map_err(kernel_error)?;
     let bridge = ensure_bridge(&mut host, &plan.bridge)?;
     let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge.index).and_then(|()| {
-        let done = configure(plan, netns, &mut host, &mut pod, &bridge).map_err(failed(format!(
-            "setting up {} in {}",
-            plan.veth.pod,
-            sandbox.netns.display()
-        )));
+        // Limits first: the pod's end is not up yet, so that not a packet escapes them.
+        let done = limit(plan, sandbox, network, &mut host)
+            .and_then(|queue| configure(plan, netns, &mut host, &mut pod, &bridge).map(|()| queue))
+            .map_err(failed(format!("setting up {} in {}", plan.veth.pod, sandbox.netns.display())));
         if done.is_err() {
             let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
             let remains =
@@ -69,7 +79,7 @@ fn wire(plan: &PodPlan, sandbox: &Sandbox, network: &str, netns: &Netns) -> Resu
         done
     });
     match attached {
-        Ok(()) => Ok(bridge.mac.unwrap_or(plan.bridge.mac)),
+        Ok(queue) => Ok(Wired { bridge_mac: bridge.mac.unwrap_or(plan.bridge.mac), queue }),
         Err(error) => Err(match host.link_by_index(bridge.index) {
             Ok(None) => CniError::new(
                 Code::TryAgain,
@@ -77,6 +87,17 @@ fn wire(plan: &PodPlan, sandbox: &Sandbox, network: &str, netns: &Netns) -> Resu
             ),
             _ => error,
         }),
+    }
+}
+
+/// Limits the bandwidth, if there are limits; the device that this takes.
+fn limit(plan: &PodPlan, sandbox: &Sandbox, network: &str, host: &mut Netlink) -> kernel::Result<Option<Interface>> {
+    if plan.limits.is_empty() {
+        return Ok(None);
+    }
+    match host.link(&plan.veth.host)? {
+        Some(end) => shaper::limit(host, network, &sandbox.id, &end, &plan.limits),
+        None => Err(kernel::Error::new(format!("looking up {}, which was just made", plan.veth.host), Errno::ENODEV)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod add;
 mod attachment;
+mod bandwidth;
 mod bridge;
 mod check;
 mod config;
@@ -25,6 +26,7 @@ fn select(name: &str) -> Option<&'static dyn Plugin> {
     match name {
         "flannel-rs" => Some(&plugin::FLANNEL_RS),
         "bridge" => Some(&plugin::BRIDGE),
+        "bandwidth" => Some(&bandwidth::Bandwidth),
         "host-local" => Some(&ipam::host_local::Plugin),
         "loopback" => Some(&loopback::Loopback),
         _ => None,
