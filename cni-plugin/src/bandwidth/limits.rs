@@ -29,12 +29,14 @@ const HEADER: u64 = 14;
 const FEWEST_AT_ONCE: u64 = 2;
 /// Frames that must fit into the queue: the first window of a TCP connection (RFC 6928) shall not be cut down.
 const FEWEST_WAITING: u64 = 10;
-/// The default burst, and the queue, as a part of a second of the rate. The machine's timers are exact to a few
-/// milliseconds (CONFIG_HZ from 100 to 1000), which a burst bridges; a queue of more is nothing but delay.
-const ONE_HUNDREDTH: u64 = 100;
-/// The largest burst, as such a part: with it a limit holds in the very first second, to 4 percent. The runtime's defaults
-/// are of another kind: 2^31 and 2^32 bits, by which a limit of 10 Mbit/s would start after seconds at full speed.
-const LARGEST: u64 = 25;
+/// The largest burst, and the default one, as a part of a second of the rate: with it a limit holds in the very first second.
+/// It bridges the few milliseconds that a timer may be late. The bursts that runtimes ask for are of another kind: by 2^31 or
+/// 2^32 bits a limit of 10 Mbit/s would start after seconds at full speed.
+const BURST: u64 = 100;
+/// The queue as such a part. TCP from another node, which does not feel the queue, gets its rate with this one and not with
+/// half of it; more is nothing but delay. It holds any burst, so that no packet passes the bucket that the queue refuses: one
+/// that is to be cut into many frames later counts whole.
+const QUEUE: u64 = 50;
 
 impl Limits {
     /// The limits of `config`: those of `runtimeConfig.bandwidth`, or else those in the configuration itself, by the keys of
@@ -87,11 +89,11 @@ impl Limit {
     pub(crate) fn bucket(&self, mtu: u32) -> TokenBucket {
         let (rate, frame) = (self.rate / 8, u64::from(mtu) + HEADER);
         let size = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
-        let burst = self.burst.map_or(rate / ONE_HUNDREDTH, |bits| (bits / 8).min(rate / LARGEST));
+        let burst = (rate / BURST).min(self.burst.map_or(u64::MAX, |bits| bits / 8));
         TokenBucket {
             rate,
             burst: size(burst.max(FEWEST_AT_ONCE * frame)),
-            limit: size((rate / ONE_HUNDREDTH).max(FEWEST_WAITING * frame)),
+            limit: size((rate / QUEUE).max(FEWEST_WAITING * frame)),
         }
     }
 }
@@ -152,14 +154,15 @@ mod tests {
                         u64::from(bucket.burst) >= 2 * frame && u64::from(bucket.limit) >= 10 * frame,
                         "{bucket:?}"
                     );
-                    assert!(u64::from(bucket.burst) <= (2 * frame).max(bucket.rate / 25), "{bucket:?}");
-                    assert!(u64::from(bucket.limit) <= (10 * frame).max(bucket.rate / 100), "{bucket:?}");
+                    assert!(u64::from(bucket.burst) <= (2 * frame).max(bucket.rate / 100), "{bucket:?}");
+                    assert!(u64::from(bucket.limit) <= (10 * frame).max(bucket.rate / 50), "{bucket:?}");
+                    assert!(bucket.burst <= bucket.limit, "{bucket:?}");
                 }
             }
         }
         let usual = Limit { rate: 10_000_000, burst: Some((1 << 31) - 1) }.bucket(1450);
-        assert_eq!(usual, TokenBucket { rate: 1_250_000, burst: 50_000, limit: 14_640 });
-        assert_eq!(Limit { rate: 10_000_000, burst: None }.bucket(1450).burst, 12_500);
-        assert_eq!(Limit { rate: 10_000_000, burst: Some(160_000) }.bucket(1450).burst, 20_000);
+        assert_eq!(usual, TokenBucket { rate: 1_250_000, burst: 12_500, limit: 25_000 });
+        assert_eq!(Limit { rate: 10_000_000, burst: None }.bucket(1450), usual);
+        assert_eq!(Limit { rate: 10_000_000, burst: Some(80_000) }.bucket(1450).burst, 10_000);
     }
 }
