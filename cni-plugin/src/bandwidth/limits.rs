@@ -33,10 +33,10 @@ const FEWEST_WAITING: u64 = 10;
 /// It bridges the few milliseconds that a timer may be late. The bursts that runtimes ask for are of another kind: by 2^31 or
 /// 2^32 bits a limit of 10 Mbit/s would start after seconds at full speed.
 const BURST: u64 = 100;
-/// The queue as such a part. TCP from another node, which does not feel the queue, gets its rate with this one and not with
-/// half of it; more is nothing but delay. It holds any burst, so that no packet passes the bucket that the queue refuses: one
-/// that is to be cut into many frames later counts whole.
-const QUEUE: u64 = 50;
+/// The queue as such a part: 25 ms, as in the reference plugin. With less, TCP that starts loses whole windows and waits for
+/// its timer; more is nothing but delay. It holds any burst, so that no packet passes the bucket that the queue refuses: one
+/// that is cut into frames later counts whole.
+const QUEUE: u64 = 40;
 
 impl Limits {
     /// The limits of `config`: those of `runtimeConfig.bandwidth`, or else those in the configuration itself, by the keys of
@@ -155,13 +155,13 @@ mod tests {
                         "{bucket:?}"
                     );
                     assert!(u64::from(bucket.burst) <= (2 * frame).max(bucket.rate / 100), "{bucket:?}");
-                    assert!(u64::from(bucket.limit) <= (10 * frame).max(bucket.rate / 50), "{bucket:?}");
+                    assert!(u64::from(bucket.limit) <= (10 * frame).max(bucket.rate / 40), "{bucket:?}");
                     assert!(bucket.burst <= bucket.limit, "{bucket:?}");
                 }
             }
         }
         let usual = Limit { rate: 10_000_000, burst: Some((1 << 31) - 1) }.bucket(1450);
-        assert_eq!(usual, TokenBucket { rate: 1_250_000, burst: 12_500, limit: 25_000 });
+        assert_eq!(usual, TokenBucket { rate: 1_250_000, burst: 12_500, limit: 31_250 });
         assert_eq!(Limit { rate: 10_000_000, burst: None }.bucket(1450), usual);
         assert_eq!(Limit { rate: 10_000_000, burst: Some(80_000) }.bucket(1450).burst, 10_000);
     }
