@@ -5,6 +5,8 @@ mod apply;
 pub mod detached;
 mod diff;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod mac;
 pub mod netlink;
 pub mod netns;
