@@ -14,7 +14,10 @@ fuzz_target!(|data: &[u8]| {
     }
     let Ok(config) = NetworkConfig::parse(json) else { return };
     let first = String::from_utf8_lossy(first);
-    let args: Arguments =
-        first.split(';').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.into(), value.into())).collect();
+    let args: Arguments = first
+        .split(';')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect();
     let _ = HostLocal::parse(&config, &args);
 });
