@@ -8,9 +8,9 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 # Debian's packages that the tests run for real: the servers, the reference plugins, and the tools to look with. The tests
 # start their own servers, on ports and sockets of their own, and leave those of the system alone.
-PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace
+PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace podman
 
-.PHONY: build demo test bench lint golden install clean packages
+.PHONY: build demo test bench fuzz lint golden install clean packages
 .DEFAULT_GOAL := build
 
 # Static executables: they run on any Linux of this architecture with nothing installed. The target is named so that
@@ -47,6 +47,21 @@ test: packages build
 
 bench: packages build
 	@$(HARNESS) bench -- $(ARGS)
+
+# Everything that reads bytes from outside, each target for a bounded time, with the nightly compiler. What is found goes to
+# fuzz/artifacts; once mended, it stays as a test of the crate that read it.
+FUZZ_SECONDS ?= 20
+FUZZ := cargo +nightly fuzz
+
+fuzz:
+	@rustup toolchain list | grep -q '^nightly' || rustup toolchain install nightly --profile minimal
+	@$(FUZZ) --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	@cd fuzz && $(FUZZ) build --fuzz-dir .
+	@cd fuzz && for target in $$($(FUZZ) list --fuzz-dir .); do \
+	  mkdir -p corpus/$$target; \
+	  $(FUZZ) run --fuzz-dir . $$target corpus/$$target seeds/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=1024 -verbosity=0 || exit 1; \
+	done
 
 lint:
 	cargo fmt --all --check

@@ -1,6 +1,7 @@
 //! ADD: allocate, plan, wire. Whatever fails undoes what it made, and nothing that was there before; the original error is
 //! what the runtime reads.
 
+use crate::bandwidth::shaper;
 use crate::bridge::ensure_bridge;
 use crate::config::{self, Dialect, PluginConfig};
 use crate::host_ports::HostPorts;
@@ -9,26 +10,29 @@ use crate::plugin::{failed, kernel_error};
 use crate::pod::{configure_pod, create_veth};
 use crate::ready::{await_carrier, await_reception};
 use crate::teardown::Remains;
-use cni_spec::{AddResult, CniError, Code, NetworkConfig, Sandbox};
+use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
 use ipam::host_local;
 use kernel::Mac;
 use kernel::netlink::{Link, Netlink};
 use kernel::netns::Netns;
+use nix::errno::Errno;
 use std::net::IpAddr;
 
 /// Attaches the sandbox.
 pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
     let parsed = PluginConfig::parse(dialect, config, &sandbox.args)?;
     let netns = open_sandbox(sandbox)?;
+    let ports = config::host_ports(dialect, config)?;
     let allocated = match &parsed.ipam {
         Some(ipam) => host_local::add(ipam, &config.name, &sandbox.id)?,
         None => AddResult::default(),
     };
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
-    let ports = config::host_ports(dialect, config)?;
     let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
-        let bridge = wire(&plan, sandbox, ports.as_ref(), &netns)?;
-        Ok(plan.result(bridge, &sandbox.netns))
+        let wired = wire(&plan, sandbox, ports.as_ref(), &netns)?;
+        let mut result = plan.result(wired.bridge_mac, &sandbox.netns);
+        result.interfaces.extend(wired.queue);
+        Ok(result)
     });
     if let (Err(_), Some(ipam)) = (&made, &parsed.ipam) {
         // The reason of the failure is the answer; a failure to undo it would only hide it, and DEL will meet it again.
@@ -51,16 +55,25 @@ pub(crate) fn open_sandbox(sandbox: &Sandbox) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-/// Carries the plan out and returns the bridge's address. Once the pair is made, a failure removes it again.
-fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Netns) -> Result<Mac, CniError> {
+/// What the result tells and only the kernel knew.
+struct Wired {
+    bridge_mac: Mac,
+    /// the device in which what the pod sends queues, if that is limited
+    queue: Option<Interface>,
+}
+
+/// Carries the plan out. Once the pair is made, a failure removes it again.
+fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Netns) -> Result<Wired, CniError> {
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(netns).map_err(kernel_error)?;
     let bridge = ensure_bridge(&mut host, &plan.bridge)?;
     let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge.index).and_then(|()| {
-        let done = configure(plan, netns, &mut host, &mut pod, &bridge)
+        // Limits first: the pod's end is not up yet, so that not a packet escapes them.
+        let done = limit(plan, sandbox, &plan.ports.network, &mut host)
+            .and_then(|queue| configure(plan, netns, &mut host, &mut pod, &bridge).map(|()| queue))
             .map_err(failed(format!("setting up {} in {}", plan.veth.pod, sandbox.netns.display())))
             // Last, so that nobody is led to a pod that cannot be reached yet.
-            .and_then(|()| ports.map_or(Ok(()), |ports| ports.publish(&plan.ports)));
+            .and_then(|queue| ports.map_or(Ok(()), |ports| ports.publish(&plan.ports)).map(|()| queue));
         if done.is_err() {
             let (id, network) = (&sandbox.id, plan.ports.network.as_str());
             let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
@@ -69,7 +82,7 @@ fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Ne
         done
     });
     match attached {
-        Ok(()) => Ok(bridge.mac.unwrap_or(plan.bridge.mac)),
+        Ok(queue) => Ok(Wired { bridge_mac: bridge.mac.unwrap_or(plan.bridge.mac), queue }),
         Err(error) => Err(match host.link_by_index(bridge.index) {
             Ok(None) => CniError::new(
                 Code::TryAgain,
@@ -77,6 +90,17 @@ fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Ne
             ),
             _ => error,
         }),
+    }
+}
+
+/// Limits the bandwidth, if there are limits; the device that this takes.
+fn limit(plan: &PodPlan, sandbox: &Sandbox, network: &str, host: &mut Netlink) -> kernel::Result<Option<Interface>> {
+    if plan.limits.is_empty() {
+        return Ok(None);
+    }
+    match host.link(&plan.veth.host)? {
+        Some(end) => shaper::limit(host, network, &sandbox.id, &end, &plan.limits),
+        None => Err(kernel::Error::new(format!("looking up {}, which was just made", plan.veth.host), Errno::ENODEV)),
     }
 }
 

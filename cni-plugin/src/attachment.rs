@@ -9,14 +9,28 @@ use std::net::IpAddr;
 /// Longest link alias (IFALIASZ less the terminating zero, linux/if.h).
 const LONGEST_ALIAS: usize = 255;
 
-/// What the aliases of all host ends begin with.
+/// What the aliases of all attachments' devices begin with.
 const MARK: &str = "cni-plugin:";
 
 /// Name of the host end of the veth pair: `veth` and 11 hexadecimal digits, 15 bytes in all (IFNAMSIZ). NetworkManager and
 /// udev leave `veth*` alone.
 pub(crate) fn host_veth(id: &AttachmentId) -> String {
+    device("veth", id)
+}
+
+/// Name of the device in which what comes from the pod queues, if its bandwidth is limited.
+pub(crate) fn ifb(id: &AttachmentId) -> String {
+    device("ifb", id)
+}
+
+/// Names of all devices that the attachment may have on the host.
+pub(crate) fn devices(id: &AttachmentId) -> [String; 2] {
+    [host_veth(id), ifb(id)]
+}
+
+fn device(prefix: &str, id: &AttachmentId) -> String {
     let digest = Sha256::new().chain_update(&id.container_id).chain_update([0]).chain_update(&id.ifname).finalize();
-    let mut name = String::from("veth");
+    let mut name = String::from(prefix);
     for byte in &digest[..6] {
         name.push_str(&format!("{byte:02x}"));
     }
@@ -24,7 +38,7 @@ pub(crate) fn host_veth(id: &AttachmentId) -> String {
     name
 }
 
-/// The alias that marks a host end as ours, and as `network`'s: what a person reads in `ip link`, and what GC goes by.
+/// The alias that marks a device as ours, and as `network`'s: what a person reads in `ip link`, and what GC goes by.
 pub(crate) fn alias(network: &str, id: &AttachmentId) -> String {
     let readable = format!("{}{}/{}", alias_prefix(network), id.container_id, id.ifname);
     if readable.len() <= LONGEST_ALIAS { readable } else { alias_prefix(network) }
@@ -39,12 +53,12 @@ fn alias_prefix(network: &str) -> String {
     format!("{MARK}{digest}:")
 }
 
-/// Whether a link with `alias` is a host end of `network`.
+/// Whether a link with `alias` is a device of an attachment to `network`.
 pub(crate) fn is_of(network: &str, alias: &str) -> bool {
     alias.starts_with(&alias_prefix(network))
 }
 
-/// Whether a link with `alias` is a host end of a network other than `network`.
+/// Whether a link with `alias` is a device of an attachment to another network than `network`.
 pub(crate) fn is_of_another(network: &str, alias: &str) -> bool {
     alias.starts_with(MARK) && !is_of(network, alias)
 }
@@ -75,7 +89,8 @@ mod tests {
         assert_eq!(host_veth(&id("abc", "eth0")), host_veth(&id("abc", "eth0")));
         assert_ne!(host_veth(&id("abc", "eth0")), host_veth(&id("abc", "eth1")));
         assert_ne!(host_veth(&id("ab", "ceth0")), host_veth(&id("abc", "eth0")));
-        assert_eq!(host_veth(&id("abc", "eth0")).len(), 15);
+        assert_eq!((host_veth(&id("abc", "eth0")).len(), ifb(&id("abc", "eth0")).len()), (15, 15));
+        assert_ne!(ifb(&id("abc", "eth0")), ifb(&id("abc", "eth1")));
     }
 
     #[test]

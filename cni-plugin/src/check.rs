@@ -2,6 +2,7 @@
 
 use crate::add::open_sandbox;
 use crate::attachment;
+use crate::bandwidth::shaper;
 use crate::config::{Dialect, Gateway, PluginConfig};
 use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
@@ -24,6 +25,13 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
     inspection.inspect(&mut host, &mut pod).map_err(kernel_error)?;
+    // In the other dialect limits are checked by the plugin that set them.
+    if dialect == Dialect::FlannelRs
+        && let Some(end) = host.link(&inspection.host_end).map_err(kernel_error)?
+    {
+        let found = shaper::differences(&mut host, &sandbox.id, &end, &parsed.limits).map_err(kernel_error)?;
+        inspection.differences.extend(found);
+    }
     if let Some(ipam) = &parsed.ipam {
         let addresses: Vec<IpAddr> = inspection.ips.iter().map(|ip| ip.address.ip()).collect();
         if let Err(error) = host_local::check_held(&ipam.data_dir, &config.name, &sandbox.id, &addresses) {

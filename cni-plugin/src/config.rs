@@ -1,5 +1,6 @@
 //! Plugin configurations: a value that parses is ready for use.
 
+use crate::bandwidth::limits::Limits;
 use crate::host_ports::{self, HostPortConfig, HostPorts};
 use cni_spec::{Arguments, CniError, Code, Dns, NetworkConfig, Route};
 use ipam::host_local::HostLocal;
@@ -56,6 +57,8 @@ pub(crate) struct PluginConfig {
     pub(crate) hairpin: bool,
     /// MAC of the pod's interface, if asked for
     pub(crate) mac: Option<Mac>,
+    /// how fast the pod may send and receive
+    pub(crate) limits: Limits,
     /// name resolution for the result; without any, that of the address management
     pub(crate) dns: Dns,
     /// address management; none: a plain layer 2 attachment
@@ -93,6 +96,7 @@ impl PluginConfig {
             mtu: mtu(config)?.or(Some(env.mtu)),
             hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
             mac: requested_mac(config, args)?,
+            limits: Limits::parse(config)?,
             dns: Dns::read(&config.field("dns"))?,
             ipam: Some(ipam),
             ports: Some(HostPortConfig::parse(config)?),
@@ -122,6 +126,8 @@ impl PluginConfig {
             mtu: mtu(config)?,
             hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
             mac: requested_mac(config, args)?,
+            // In this dialect limits are the business of a plugin of their own, later in the chain.
+            limits: Limits::default(),
             dns: Dns::read(&config.field("dns"))?,
             ipam: ipam_of(config)?.then(|| HostLocal::parse(config, args)).transpose()?,
             ports: None,

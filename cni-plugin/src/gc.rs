@@ -8,7 +8,7 @@ use crate::teardown::Failures;
 use cni_spec::{AttachmentId, CniError, NetworkConfig};
 use ipam::host_local;
 use kernel::detached;
-use kernel::netlink::Netlink;
+use kernel::netlink::{Link, Netlink};
 use std::collections::BTreeSet;
 
 /// Collects what no valid attachment owns: links, then neighbour entries, then addresses.
@@ -21,12 +21,7 @@ pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId
     }
     let mut host = Netlink::open().map_err(kernel_error)?;
 
-    let living: BTreeSet<String> = valid.iter().map(attachment::host_veth).collect();
-    for link in host.links().map_err(kernel_error)? {
-        if attachment::is_of(&config.name, &link.alias) && !living.contains(&link.name) {
-            failures.note(detached::delete_found(&mut host, &link));
-        }
-    }
+    remove_links(&mut host, &config.name, valid, |_| true, &mut failures)?;
     let Some(dir) = ledger else { return failures.into_result() };
     if let Some(bridge) = host.link(&bridge).map_err(kernel_error)? {
         for address in host_local::addresses_of_others(&dir, &config.name, valid)? {
@@ -35,4 +30,21 @@ pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId
     }
     failures.note_cni(host_local::gc(&dir, &config.name, valid));
     failures.into_result()
+}
+
+/// Removes the devices that carry `network`'s mark, are `wanted`, and belong to none of the `valid` attachments.
+pub(crate) fn remove_links(
+    host: &mut Netlink,
+    network: &str,
+    valid: &[AttachmentId],
+    wanted: impl Fn(&Link) -> bool,
+    failures: &mut Failures,
+) -> Result<(), CniError> {
+    let living: BTreeSet<String> = valid.iter().flat_map(attachment::devices).collect();
+    for link in host.links().map_err(kernel_error)? {
+        if attachment::is_of(network, &link.alias) && !living.contains(&link.name) && wanted(&link) {
+            failures.note(detached::delete_found(host, &link));
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod add;
 mod attachment;
+mod bandwidth;
 mod bridge;
 mod check;
 mod config;
@@ -31,6 +32,7 @@ fn select(name: &str) -> Option<&'static dyn Plugin> {
         "host-local" => Some(&ipam::host_local::Plugin),
         "loopback" => Some(&loopback::Loopback),
         "portmap" => Some(&portmap::PortMap),
+        "bandwidth" => Some(&bandwidth::Bandwidth),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 //! printed from. Here is the last place where anything can be invalid.
 
 use crate::attachment;
+use crate::bandwidth::limits::Limits;
 use crate::config::{Gateway, PluginConfig, StaleAddress};
 use crate::host_ports::{Forward, Record};
 use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route};
@@ -21,6 +22,8 @@ pub(crate) struct PodPlan {
     pub(crate) ips: Vec<IpAssignment>,
     /// the pod's routes, each with a gateway unless it is on link
     pub(crate) routes: Vec<Route>,
+    /// how fast it may send and receive
+    pub(crate) limits: Limits,
     /// name resolution, which is for the runtime to set up
     pub(crate) dns: Dns,
     /// ports of the host that lead to it, as they are recorded
@@ -103,6 +106,7 @@ pub(crate) fn pod(
             hairpin: config.hairpin,
         },
         routes: routes(config.gateway, &ips, &allocated.routes),
+        limits: config.limits,
         dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
         ports: Record::of(network, id, forwards),
         ips,
@@ -205,6 +209,7 @@ mod tests {
             mtu: Some(1450),
             hairpin: true,
             mac: None,
+            limits: Limits::default(),
             dns: Dns::default(),
             ipam: None,
             ports: None,

@@ -2,6 +2,7 @@
 //! for success.
 
 use crate::attachment;
+use crate::bandwidth::shaper;
 use crate::host_ports::HostPorts;
 use crate::plugin::kernel_error;
 use cni_spec::{AttachmentId, CniError};
@@ -12,9 +13,9 @@ use nix::errno::Errno;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What is left of an attachment in the kernel: the host's neighbour entries for `addresses`, the veth pair by its host
-/// end, and whatever pair has its pod's end in `netns`. The addresses themselves are released by the caller, last, so that
-/// nobody is given an address that still leads somewhere.
+/// What is left of an attachment in the kernel: the host's neighbour entries for `addresses`, the queue for what it
+/// sends, the veth pair by its host end, and whatever pair has its pod's end in `netns`. The addresses themselves are
+/// released by the caller, last, so that nobody is given an address that still leads somewhere.
 pub(crate) struct Remains<'a> {
     pub(crate) id: &'a AttachmentId,
     pub(crate) network: &'a str,
@@ -54,6 +55,7 @@ impl Remains<'_> {
         failures.note_cni(self.ports.map_or(Ok(()), |ports| ports.withdraw(self.id)));
         let link = link.filter(|link| attachment::is_of(self.network, &link.alias));
         failures.note(self.forget_neighbours(&mut host, link.as_ref().and_then(|link| link.master)));
+        failures.note(shaper::remove(&mut host, self.network, self.id));
         match link {
             Some(link) => detached::delete_found(&mut host, &link).map(|_| Removed::Pair),
             None => Ok(Removed::Nothing),

@@ -37,7 +37,11 @@ impl Containerd {
         fs::create_dir_all(&conflists)?;
         fs::write(conflists.join("10-e2e.conflist"), network_list.to_string())?;
         fs::write(directory.join("config.toml"), config(directory, plugins, &conflists))?;
-        let machine = start_holder("machine", &["machine", "--tmpfs", "/run"], directory)?;
+        let machine = start_holder(
+            "machine",
+            &["machine", "--tmpfs", "/run", "--tmpfs", "/etc/cni", "--tmpfs", "/opt/cni"],
+            directory,
+        )?;
         let network = network.try_clone()?;
         let mut containerd = Containerd { executable, network, directory: directory.into(), process: None, machine };
         containerd.resume()?;
@@ -83,6 +87,26 @@ impl Containerd {
         Err(format!("ctr {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr)).into())
     }
 
+    /// Starts a container of the pause image with `ctr run --cni`, which looks for networks and plugins in `/etc/cni/net.d`
+    /// and `/opt/cni/bin` only: there the machine gets what containerd itself was started with. The process ends, and
+    /// detaches the container, when the container ends.
+    pub fn ctr_run_cni(&self, name: &str, plugins: &Path) -> Result<Process> {
+        let client = tools::from_package("/usr/bin/ctr", "containerd")?;
+        let root = PathBuf::from(format!("/proc/{}/root", self.machine.pid()));
+        for (target, link) in [(self.directory.join("net.d"), "etc/cni/net.d"), (plugins.into(), "opt/cni/bin")] {
+            match std::os::unix::fs::symlink(target, root.join(link)) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Program::new(name, client)
+            .args(["--address".as_ref(), self.socket().as_os_str()])
+            .args(["-n", "k8s.io", "run", "--rm", "--cni", "--snapshotter", "native", IMAGE, name])
+            .network(&self.network)
+            .machine(self.machine.pid())
+            .start(&self.directory)
+    }
+
     /// The end of its log.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::last_words).unwrap_or_default()
@@ -119,6 +143,25 @@ conf_dir = "{conflists}"
 
 /// An image archive with nothing in it but our pause program, linked statically.
 fn pause_image(directory: &Path) -> Result<PathBuf> {
+    pause_layer(directory)?;
+    let sum = run(Command::new("sha256sum").arg("layer.tar").current_dir(directory))?;
+    let digest = sum.split_whitespace().next().ok_or("sha256sum printed nothing")?;
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Entrypoint": ["/pause"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+    });
+    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
+    fs::write(directory.join("config.json"), config.to_string())?;
+    fs::write(directory.join("manifest.json"), manifest.to_string())?;
+    let files = ["-cf", "pause.tar", "manifest.json", "config.json", "layer.tar"];
+    run(Command::new("tar").args(files).current_dir(directory))?;
+    Ok(directory.join("pause.tar"))
+}
+
+/// Its only layer: the file system of a container.
+pub(crate) fn pause_layer(directory: &Path) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/pause.rs");
     let root = directory.join("image");
     fs::create_dir_all(&root)?;
@@ -138,20 +181,7 @@ fn pause_image(directory: &Path) -> Result<PathBuf> {
         .arg("-o")
         .arg(root.join("pause")))?;
     run(Command::new("tar").arg("-C").arg(&root).args(["-cf", "layer.tar", "pause"]).current_dir(directory))?;
-    let sum = run(Command::new("sha256sum").arg("layer.tar").current_dir(directory))?;
-    let digest = sum.split_whitespace().next().ok_or("sha256sum printed nothing")?;
-    let config = json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Entrypoint": ["/pause"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-    });
-    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
-    fs::write(directory.join("config.json"), config.to_string())?;
-    fs::write(directory.join("manifest.json"), manifest.to_string())?;
-    let files = ["-cf", "pause.tar", "manifest.json", "config.json", "layer.tar"];
-    run(Command::new("tar").args(files).current_dir(directory))?;
-    Ok(directory.join("pause.tar"))
+    Ok(directory.join("layer.tar"))
 }
 
 fn run(command: &mut Command) -> Result<String> {

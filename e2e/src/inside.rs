@@ -138,6 +138,8 @@ fn first_process(tmpfs: &[PathBuf]) -> Result<ExitCode> {
     prepare(None)?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>)?;
     for path in tmpfs {
+        // A directory that nobody has made yet, such as /opt/cni, stays behind empty.
+        std::fs::create_dir_all(path)?;
         mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
     }
     ready()?;

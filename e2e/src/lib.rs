@@ -17,6 +17,7 @@ pub mod inside;
 pub mod node;
 pub mod oracle;
 pub mod pod;
+pub mod podman;
 pub mod probe;
 pub mod process;
 pub mod runner;

@@ -29,6 +29,11 @@ pub fn bridge(network: &Netns, args: &str) -> Result<String> {
     tool(network, "/sbin/bridge", "iproute2", &args.split_whitespace().collect::<Vec<_>>())
 }
 
+/// `tc <args>`, for queues and filters.
+pub fn tc(network: &Netns, args: &str) -> Result<String> {
+    tool(network, "/sbin/tc", "iproute2", &args.split_whitespace().collect::<Vec<_>>())
+}
+
 /// `nft <args>`.
 pub fn nft(network: &Netns, args: &str) -> Result<String> {
     tool(network, "/usr/sbin/nft", "nftables", &args.split_whitespace().collect::<Vec<_>>())

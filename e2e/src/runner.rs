@@ -83,6 +83,14 @@ impl Network {
         Network { list }
     }
 
+    /// The same network with nothing but the last plugin of its chain.
+    #[must_use]
+    pub fn last_plugin(&self) -> Self {
+        let mut list = self.list.clone();
+        list["plugins"] = self.plugins().next_back().into_iter().cloned().collect();
+        Network { list }
+    }
+
     /// `name`
     pub fn name(&self) -> &str {
         self.list["name"].as_str().unwrap_or_default()

@@ -59,7 +59,7 @@ pub fn from_package(path: &str, package: &str) -> Result<PathBuf> {
 pub fn plugin_directory(directory: &Path) -> Result<PathBuf> {
     let executable = cni_plugin()?;
     std::fs::create_dir_all(directory)?;
-    for name in ["flannel-rs", "bridge", "host-local", "loopback", "portmap"] {
+    for name in ["flannel-rs", "bridge", "host-local", "loopback", "portmap", "bandwidth"] {
         let link = directory.join(name);
         match std::os::unix::fs::symlink(&executable, &link) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {

@@ -67,6 +67,17 @@ impl Stack {
         Stack::new(|work| tools::plugin_directory(&work.path().join("bin")).unwrap(), config)
     }
 
+    /// The same with limits of the bandwidth, which makes one device more that could be left.
+    fn limited() -> Self {
+        let stack = Stack::native();
+        let plugin = json!({
+            "type": "flannel-rs", "bridge": "cbr0", "ingressRate": 10_000_000, "egressRate": 20_000_000,
+            "subnetFile": stack.work.path().join("subnet.env"), "dataDir": stack.work.path().join("networks"),
+        });
+        let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [plugin]});
+        Stack { network: Network::new(list).unwrap(), ..stack }
+    }
+
     fn node(&self) -> &Netns {
         &self.runtime.node
     }
@@ -121,7 +132,7 @@ fn bridge_config(work: &WorkDir) -> Value {
 
 /// Declares each scenario as one test per stack.
 macro_rules! scenarios {
-    (everywhere: $($scenario:ident)*; ours: $($own:ident)*; native: $($native:ident)*) => {
+    (everywhere: $($scenario:ident)*; ours: $($own:ident)*; native: $($native:ident)*; limited: $($limited:ident)*) => {
         mod reference {
             $(#[test] fn $scenario() { super::$scenario(&super::Stack::reference()); })*
         }
@@ -133,6 +144,9 @@ macro_rules! scenarios {
             $(#[test] fn $scenario() { super::$scenario(&super::Stack::native()); })*
             $(#[test] fn $own() { super::$own(&super::Stack::native()); })*
             $(#[test] fn $native() { super::$native(&super::Stack::native()); })*
+        }
+        mod limited {
+            $(#[test] fn $limited() { super::$limited(&super::Stack::limited()); })*
         }
     };
 }
@@ -158,7 +172,12 @@ scenarios! {
     native:
         a_killed_add_is_undone_by_gc
         gc_keeps_what_is_valid
-        status_tells_what_is_missing
+        status_tells_what_is_missing;
+    limited:
+        a_killed_add_is_undone_by_del
+        a_killed_add_is_undone_by_gc
+        a_killed_del_is_finished_by_del
+        gc_keeps_what_is_valid
 }
 
 fn result_of_add(stack: &Stack) {

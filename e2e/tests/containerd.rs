@@ -153,3 +153,37 @@ async fn remove(client: &mut Client, id: &str) {
         client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id.into() }).await.unwrap();
     }
 }
+
+/// containerd's own client attaches containers too, with a CNI library of its own.
+#[test]
+fn ctr_attaches_and_detaches() {
+    tools::set_helper(env!("CARGO_BIN_EXE_e2e"));
+    let work = WorkDir::new().unwrap();
+    let node = Netns::create().expect("the tests need root");
+    oracle::ip(&node, "link set lo up").unwrap();
+    let plugins = tools::plugin_directory(&work.path().join("bin")).unwrap();
+    let plugin = json!({
+        "type": "bridge", "bridge": "cbr0", "isGateway": true, "isDefaultGateway": true,
+        "ipam": {"type": "host-local", "dataDir": networks(&work), "ranges": [[{"subnet": "10.88.0.0/24"}]]},
+    });
+    let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [plugin]});
+    let containerd = Containerd::start(&node, work.path(), &plugins, &list).unwrap();
+    let mut container = containerd.ctr_run_cni("box", &plugins).unwrap();
+    let limit = Duration::from_secs(20);
+    container
+        .until(limit, || {
+            let tasks = containerd.ctr(&["tasks", "list"])?;
+            if tasks.contains("RUNNING") { Ok(()) } else { Err(tasks.into()) }
+        })
+        .unwrap();
+    let reserved = || -> Vec<IpAddr> {
+        let entries = fs::read_dir(networks(&work).join("net1")).unwrap();
+        entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect()
+    };
+    let [address] = reserved()[..] else { panic!("one address wanted: {:?}", reserved()) };
+    assert_answers(&node, address);
+    containerd.ctr(&["tasks", "kill", "--signal", "SIGKILL", "box"]).unwrap();
+    container.wait(limit).unwrap();
+    assert_eq!(reserved(), Vec::<IpAddr>::new(), "{}", container.last_words());
+    assert_eq!(oracle::links(&node).unwrap().into_iter().collect::<Vec<_>>(), ["cbr0", "lo"]);
+}

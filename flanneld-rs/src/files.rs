@@ -75,7 +75,8 @@ fn remove(path: &Path) -> Result<(), String> {
 /// place whichever of the two runs. A runtime that knows `cniVersions` (1.1.0) takes the newest, and asks for STATUS and GC;
 /// an older one reads `cniVersion` only.
 fn conflist(subnet_file: &Path) -> String {
-    let mut plugin = serde_json::json!({ "type": "flannel-rs", "capabilities": { "portMappings": true } });
+    let capabilities = serde_json::json!({ "bandwidth": true, "portMappings": true });
+    let mut plugin = serde_json::json!({ "type": "flannel-rs", "capabilities": capabilities });
     if subnet_file != Path::new(ipam::subnet_env::DEFAULT_PATH) {
         plugin["subnetFile"] = subnet_file.display().to_string().into();
     }

@@ -16,6 +16,8 @@ use std::time::{Duration, SystemTime};
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
+#[cfg(fuzzing)]
+pub use file::rewrite_record;
 pub use snapshot::{Contact, LeaseWatch, Snapshot};
 
 /// How long a lease lives without renewal: flannel's 24 hours, so that both implementations give up a dead node alike.

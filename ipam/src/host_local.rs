@@ -4,6 +4,9 @@ mod config;
 mod plugin;
 mod resolv_conf;
 
+#[cfg(fuzzing)]
+pub(crate) use resolv_conf::parse as parse_resolv_conf;
+
 use crate::error::IpamError;
 use crate::ledger::{Ledger, Place};
 use crate::range::RangeSet;

@@ -39,6 +39,8 @@ use owners::Owners;
 use released::Released;
 use reservation::Content;
 pub use reservation::Holder;
+#[cfg(fuzzing)]
+pub(crate) use reservation::parse as parse_reservation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::IpAddr;

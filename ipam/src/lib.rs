@@ -6,6 +6,8 @@
 
 mod address;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod host_local;
 pub mod ledger;
 pub mod pool;

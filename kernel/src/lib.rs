@@ -6,6 +6,8 @@ pub mod conntrack;
 pub mod detached;
 mod diff;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod mac;
 pub mod netlink;
 pub mod netns;

@@ -2,10 +2,14 @@
 
 mod address;
 mod bridge;
+mod filter;
+mod ifb;
 mod link;
 mod neighbour;
+mod qdisc;
 mod route;
 pub mod socket;
+mod tc;
 mod veth;
 mod vxlan;
 
@@ -14,6 +18,7 @@ pub(crate) use link::delete_link_message;
 pub use link::{Link, LinkChange, LinkKind};
 pub use neighbour::{FdbEntry, Neighbour};
 pub(crate) use neighbour::{delete_fdb_message, delete_neighbour_message, set_fdb_message, set_neighbour_message};
+pub use qdisc::TokenBucket;
 pub use route::{RouteEntry, RouteKind, RouteSpec};
 pub(crate) use route::{delete_route_message, route_message};
 pub use veth::VethSpec;
@@ -114,6 +119,20 @@ fn ip_address(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
+/// What anybody may be told by the kernel, whatever was asked for: for tests only, that no answer makes a decoder panic.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn decode_as_everything(flags: u16, payload: &[u8]) {
+    let _ = link::decode(payload);
+    let _ = address::decode(payload);
+    let _ = neighbour::decode_neighbour(payload);
+    let _ = neighbour::decode_fdb(payload, 1);
+    let _ = route::decode_entry(payload, IpAddr::from([0, 0, 0, 0]));
+    let _ = socket::refusal(flags, payload);
+    let _ = VxlanAttributes::decode(payload);
+    let _ = qdisc::decode(payload);
+    let _ = filter::decode(payload);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +148,8 @@ mod tests {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             bytes
         });
-        let header = prop_oneof![Just(8), Just(12), Just(16), 0usize..20].prop_flat_map(|size| vec(any::<u8>(), size));
+        let header =
+            prop_oneof![Just(8), Just(12), Just(16), Just(20), 0usize..20].prop_flat_map(|size| vec(any::<u8>(), size));
         (header, vec(attribute, 0..8), vec(any::<u8>(), 0..6))
             .prop_map(|(header, attributes, rest)| [header, attributes.concat(), rest].concat())
     }
@@ -139,13 +159,7 @@ mod tests {
 
         #[test]
         fn no_message_makes_a_decoder_panic(payload in payload(), flags in any::<u16>()) {
-            let _ = link::decode(&payload);
-            let _ = address::decode(&payload);
-            let _ = neighbour::decode_neighbour(&payload);
-            let _ = neighbour::decode_fdb(&payload, 1);
-            let _ = route::decode_entry(&payload, IpAddr::from([0, 0, 0, 0]));
-            let _ = socket::refusal(flags, &payload);
-            let _ = VxlanAttributes::decode(&payload);
+            decode_as_everything(flags, &payload);
         }
     }
 

@@ -177,3 +177,6 @@ impl Nft {
         })
     }
 }
+
+#[cfg(fuzzing)]
+pub(crate) use observe::decode_as_everything;

@@ -179,3 +179,9 @@ impl LeaseStore for FileStore {
         Publisher::start(format!("lease store {}", self.directory), |publisher| watch::follow(store, publisher))
     }
 }
+
+/// A way in for the fuzz targets: the content of a lease file, and what we would write for it.
+#[cfg(fuzzing)]
+pub fn rewrite_record(key: &str, content: &[u8]) -> Option<String> {
+    record::Record::parse(key, content).ok().map(|record| record.text())
+}

@@ -21,7 +21,7 @@ pub(super) fn read(path: &Path) -> Result<Dns, CniError> {
 }
 
 /// Lines that mean nothing to us are skipped, as the resolver does.
-fn parse(text: &str) -> Dns {
+pub(crate) fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines().filter(|line| !line.trim_start().starts_with(['#', ';'])) {
         let mut words = line.split_whitespace();

@@ -42,7 +42,7 @@ impl Holder {
         self.container_id == id.container_id && self.ifname.as_ref().is_none_or(|ifname| *ifname == id.ifname)
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match &self.ifname {
             Some(ifname) => format!("{}{SEPARATOR}{ifname}", self.container_id),
             None => self.container_id.clone(),
@@ -96,7 +96,7 @@ pub(super) fn read(file: &Path) -> Result<Content, IpamError> {
 
 /// Reads `<container id>\r\n<ifname>`, or a container id alone. Control characters are what a crash leaves (a file system
 /// pads with zeros) or half a separator.
-fn parse(content: &[u8]) -> Option<Holder> {
+pub(crate) fn parse(content: &[u8]) -> Option<Holder> {
     let text = str::from_utf8(content).ok().filter(|text| text.len() <= LONGEST)?.trim_matches([' ', '\n']);
     let (container_id, ifname) = match text.split_once(SEPARATOR) {
         Some((container_id, ifname)) => (container_id, Some(ifname)),

@@ -20,6 +20,8 @@ pub const NLM_F_MULTI: u16 = 2;
 pub const NLM_F_REQUEST: u16 = 1;
 /// Wants an acknowledgement (linux/netlink.h).
 pub const NLM_F_ACK: u16 = 4;
+/// Wants what the request brings about told, as listeners are (linux/netlink.h).
+pub const NLM_F_ECHO: u16 = 8;
 /// Dump (linux/netlink.h).
 pub const NLM_F_DUMP: u16 = 0x300;
 /// Replace an existing object (linux/netlink.h).

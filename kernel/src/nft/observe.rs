@@ -158,6 +158,17 @@ fn note(bytes: &[u8]) -> Option<String> {
     None
 }
 
+/// For tests only: no answer of the kernel may make a decoder panic.
+#[cfg(fuzzing)]
+pub(crate) fn decode_as_everything(payload: &[u8]) {
+    let _ = chain_found(payload);
+    let _ = element_found(payload);
+    let _ = note(payload);
+    let _ = (number(payload, 1), text(payload, 1), find(payload, 7).and_then(note));
+    let list = find(payload, 3).unwrap_or_default();
+    let _ = attributes(list).map(|(_, element)| element_found(element)).collect::<Vec<_>>();
+}
+
 /// One question to the kernel. An object that does not exist leaves the answer empty; a chain, a set or the whole table can
 /// go while we read.
 fn read<T: Default>(
