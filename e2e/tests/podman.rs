@@ -2,6 +2,7 @@
 //! set-up, then with ours wherever we have the plugin, in one chain with the reference's.
 
 // A test that cannot go on has failed: unwrap says where.
+#![allow(clippy::disallowed_methods, reason = "processes are the point here")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use e2e::podman::Podman;
