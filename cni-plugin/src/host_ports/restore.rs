@@ -35,7 +35,9 @@ impl Restorer {
     /// `Io`, `TryAgain`, `Kernel`.
     pub fn restore(&mut self, nft: &mut Nft) -> Result<bool, CniError> {
         let Some(changed) = records::changed(&self.ports.directory)? else { return Ok(false) };
-        if self.agreed == Some((changed, nft.generation().map_err(kernel_error)?)) {
+        // Both are read before what they stand for: a change in between is seen next time.
+        let state = (changed, nft.generation().map_err(kernel_error)?);
+        if self.agreed == Some(state) {
             return Ok(false);
         }
         let started = Instant::now();
@@ -47,7 +49,7 @@ impl Restorer {
         let forwards = in_force(&records)?;
         // An empty table of ours is as good as none: the next port will be put into it.
         let repaired = if forwards.is_empty() { false } else { ensure(&forwards, nft)? };
-        self.agreed = records::changed(&self.ports.directory)?.zip(nft.generation().ok());
+        self.agreed = (!repaired).then_some(state);
         self.resting = Some(Instant::now() + started.elapsed().min(Duration::from_secs(1)) * REST);
         Ok(repaired)
     }
