@@ -15,13 +15,14 @@ PACKAGES := etcd-server containerd runc containernetworking-plugins nftables ipt
 
 # Static executables: they run on any Linux of this architecture with nothing installed. The target is named so that
 # build scripts and procedural macros stay dynamic.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(TARGET)
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --target $(TARGET)
 
 build:
-	$(STATIC) -p cni-plugin -p ipam
-	$(STATIC) -p flanneld-rs
+	$(STATIC) --profile plugin -p cni-plugin -p ipam
+	$(STATIC) --profile release -p flanneld-rs
 	@mkdir -p $(DIST)
-	@for file in cni-plugin host-local flanneld-rs; do install target/$(TARGET)/release/$$file $(DIST)/.$$file && mv $(DIST)/.$$file $(DIST)/$$file; done
+	@for file in plugin/cni-plugin plugin/host-local release/flanneld-rs; do \
+	  install target/$(TARGET)/$$file $(DIST)/.new && mv $(DIST)/.new $(DIST)/$${file#*/}; done
 	@ls -l $(DIST)
 
 # Demo and benchmark are harnesses around the executables in dist/: quickly built, and their own probes inside pods.

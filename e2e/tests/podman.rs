@@ -7,28 +7,32 @@
 
 use e2e::podman::Podman;
 use e2e::probe::{self, ECHO};
+use e2e::runner::{Network, Runtime};
 use e2e::workdir::WorkDir;
 use e2e::{oracle, tools};
 use kernel::netns::Netns;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const REFERENCE: &str = "/usr/lib/cni";
 const SECOND: Duration = Duration::from_secs(1);
-/// What podman writes into the conflist of a network, one call each that tells whether ours can do it.
-const CHAIN: [(&str, &str); 5] = [
-    ("bridge", r#""ipMasq": true, "isGateway": true, "ipam": {"type": "host-local", "subnet": "10.89.0.0/24"}"#),
-    ("host-local", r#""ipam": {"type": "host-local", "subnet": "10.89.0.0/24"}"#),
-    ("portmap", r#""capabilities": {"portMappings": true}"#),
-    ("firewall", r#""backend": """#),
-    ("tuning", r#""dataDir": "/run/cni/tuning""#),
-];
+/// The plugins of podman's conflists, each with what podman asks of it.
+fn chain() -> [Value; 5] {
+    let ipam = json!({"type": "host-local", "subnet": "10.89.0.0/24"});
+    [
+        json!({"type": "bridge", "ipMasq": true, "isGateway": true, "ipam": ipam}),
+        json!({"type": "host-local", "ipam": ipam}),
+        json!({"type": "portmap"}),
+        json!({"type": "firewall", "backend": ""}),
+        json!({"type": "tuning"}),
+    ]
+}
 
 #[test]
 fn reference_plugins() {
@@ -38,16 +42,19 @@ fn reference_plugins() {
 
 #[test]
 fn our_plugins() {
-    // If it could not even say that it has these, nothing of ours would be tested.
-    assert!(offers(CHAIN[1].0, CHAIN[1].1));
-    a_network_with_published_ports(|work| plugins(work, |name, config| !offers(name, config)));
+    a_network_with_published_ports(|work| {
+        let ours = offered(work);
+        // If they could not even say what they have, nothing of ours would be tested.
+        assert!(ours.contains("host-local"), "{ours:?}");
+        plugins(work, &ours)
+    });
 }
 
 /// An internal network asks no more of the bridge than it has always been able to do.
 #[test]
 fn our_bridge_in_an_internal_network() {
     let (work, node) = node();
-    let plugins = plugins(&work, |name, _| !matches!(name, "bridge" | "host-local"));
+    let plugins = plugins(&work, &["bridge", "host-local"].map(String::from).into());
     let podman = Podman::new(&node, work.path(), &plugins).unwrap();
     podman.run(&["network", "create", "--internal", "net1"]).unwrap();
     for name in ["one", "two"] {
@@ -118,25 +125,29 @@ fn neighbour(node: &Netns) -> Netns {
     outside
 }
 
-/// A directory with our plugins, except for those that are to be the reference's.
-fn plugins(work: &WorkDir, of_reference: impl Fn(&str, &str) -> bool) -> PathBuf {
+/// A directory with the plugins of podman's chain: these of ours, the others of the reference.
+fn plugins(work: &WorkDir, ours: &BTreeSet<String>) -> PathBuf {
     let directory = work.make("plugins").unwrap();
-    for (name, config) in CHAIN {
-        let theirs = of_reference(name, config);
-        let target = if theirs { Path::new(REFERENCE).join(name) } else { tools::cni_plugin().unwrap() };
+    for plugin in chain() {
+        let name = plugin["type"].as_str().unwrap();
+        let reference = || Path::new(REFERENCE).join(name);
+        let target = if ours.contains(name) { tools::cni_plugin().unwrap() } else { reference() };
         symlink(target, directory.join(name)).unwrap();
     }
     directory
 }
 
-/// Whether our executable has the plugin `name` and takes `config`: what it has not, it refuses in STATUS.
-fn offers(name: &str, config: &str) -> bool {
-    let config = format!(r#"{{"cniVersion": "1.1.0", "name": "net1", "type": "{name}", {config}}}"#);
-    let mut command = Command::new(tools::cni_plugin().unwrap());
-    command.env_clear().env("CNI_COMMAND", "STATUS").env("CNI_PATH", REFERENCE);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
-    child.wait_with_output().unwrap().status.success()
+/// Which plugins of the chain our executable has: what it has not, or cannot do, it refuses in STATUS.
+fn offered(work: &WorkDir) -> BTreeSet<String> {
+    let plugins = work.make("ours").unwrap();
+    let runtime = Runtime { plugins, cache: work.make("results").unwrap(), node: Netns::create().unwrap() };
+    let offers = |plugin: &Value| {
+        let name = plugin["type"].as_str().unwrap();
+        symlink(tools::cni_plugin().unwrap(), runtime.plugins.join(name)).unwrap();
+        let list = json!({"cniVersion": "1.1.0", "name": "net1", "plugins": [plugin]});
+        runtime.status(&Network::new(list).unwrap()).is_ok().then(|| name.to_owned())
+    };
+    chain().iter().filter_map(offers).collect()
 }
 
 fn address(podman: &Podman, container: &str) -> IpAddr {
