@@ -75,7 +75,7 @@ fn remove(path: &Path) -> Result<(), String> {
 /// place whichever of the two runs. A runtime that knows `cniVersions` (1.1.0) takes the newest, and asks for STATUS and GC;
 /// an older one reads `cniVersion` only.
 fn conflist(subnet_file: &Path) -> String {
-    let mut plugin = serde_json::json!({ "type": "flannel-rs", "capabilities": { "bandwidth": true } });
+    let mut plugin = serde_json::json!({ "capabilities": { "bandwidth": true }, "type": "flannel-rs" });
     if subnet_file != Path::new(ipam::subnet_env::DEFAULT_PATH) {
         plugin["subnetFile"] = subnet_file.display().to_string().into();
     }
