@@ -82,13 +82,15 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // Its containers end with the machine; the control group that podman made for them does not. It goes only if it is
-        // empty: a podman of the system has one of the same name.
+        // Its containers end with the machine; the control groups that podman made for them do not. They go only if they are
+        // empty: a podman of the system has some of the same names.
         let _ = self.machine.kill();
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(controller.path().join("libpod_parent"));
+        let root = Path::new("/sys/fs/cgroup");
+        let controllers = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for group in controllers.chain([root.to_owned()]).map(|controller| controller.join("libpod_parent")) {
+            let _ = fs::remove_dir(group.join("conmon"));
+            let _ = fs::remove_dir(group);
         }
-        let _ = fs::remove_dir("/sys/fs/cgroup/libpod_parent");
     }
 }
 

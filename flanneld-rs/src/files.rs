@@ -76,7 +76,7 @@ fn remove(path: &Path) -> Result<(), String> {
 /// an older one reads `cniVersion` only.
 fn conflist(subnet_file: &Path) -> String {
     let capabilities = serde_json::json!({ "bandwidth": true, "portMappings": true });
-    let mut plugin = serde_json::json!({ "type": "flannel-rs", "capabilities": capabilities });
+    let mut plugin = serde_json::json!({ "capabilities": capabilities, "type": "flannel-rs" });
     if subnet_file != Path::new(ipam::subnet_env::DEFAULT_PATH) {
         plugin["subnetFile"] = subnet_file.display().to_string().into();
     }
