@@ -1,4 +1,4 @@
-//! Deleting a link without waiting for the kernel's housekeeping.
+//! Removing things without waiting for the kernel's housekeeping.
 //!
 //! RTM_DELLINK takes some 20 ms, of which 19 are `rcu_barrier`: the device is gone from every list by then, nobody can see
 //! it, and no lock is held. The wait is left to a process of its own; the caller returns when the kernel announces that the
@@ -48,14 +48,24 @@ pub fn delete_found(netlink: &mut Netlink, link: &Link) -> Result<bool> {
     }
 }
 
+/// Leaves it to a child to be the last that closes `socket`. Closing any nfnetlink socket waits for the memory of removed
+/// nftables objects (`nft_rcv_nl_event`), some 10 ms; if there is no process to be had, the caller waits.
+pub(crate) fn close(socket: &Socket) {
+    let _ = hand_over(socket, &[]);
+}
+
 /// Has a child send the request on `socket`.
 fn start(socket: &Socket, index: u32) -> std::result::Result<(), Errno> {
     let request = frame(&[delete_link_message(index)], SEQUENCE, NLM_F_ACK)?;
+    hand_over(socket, &request)
+}
+
+fn hand_over(socket: &Socket, request: &[u8]) -> std::result::Result<(), Errno> {
     // SAFETY: the child makes plain system calls on memory that was prepared before, and leaves by _exit; it takes no lock
     // that another thread could have held at this moment.
     match unsafe { fork() }? {
         // SAFETY: this is that child, and it was given a socket and a slice that live in its copy of the memory.
-        ForkResult::Child => unsafe { send_and_exit(socket.as_fd().as_raw_fd(), &request) },
+        ForkResult::Child => unsafe { send_and_exit(socket.as_fd().as_raw_fd(), request) },
         ForkResult::Parent { child } => loop {
             match waitpid(child, None) {
                 Err(Errno::EINTR) => {}
@@ -84,7 +94,9 @@ unsafe fn send_and_exit(socket: RawFd, request: &[u8]) -> ! {
         // Container runtimes wait for the end of the plugin's pipes, others for its locks, and its directory may be unmounted.
         close_all_but(socket);
         libc::chdir(c"/".as_ptr());
-        libc::send(socket, request.as_ptr().cast(), request.len(), 0);
+        if !request.is_empty() {
+            libc::send(socket, request.as_ptr().cast(), request.len(), 0);
+        }
         libc::_exit(0)
     }
 }

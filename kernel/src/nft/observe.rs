@@ -107,7 +107,19 @@ fn sets(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, SetShape>
     })
 }
 
-fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<BTreeSet<Encoded>> {
+/// The element with the key of `wanted`, or none; none too if there is no such set or table.
+pub(super) fn element(socket: &mut Socket, table: &Table, set: &str, wanted: &Encoded) -> Result<Option<Encoded>> {
+    let key = Attributes::new().nested(1, Attributes::new().bytes(1, &wanted.key));
+    let list = Attributes::new().nested(1, key);
+    let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, set).nested(3, list);
+    read(socket, table, GET_ELEMENT, NEW_ELEMENT, 0, content, |found, payload| {
+        let list = find(payload, 3).unwrap_or_default();
+        *found = attributes(list).next().map(|(_, element)| element_found(element));
+    })
+}
+
+/// The elements of a set; none if there is no such set or table.
+pub(super) fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<BTreeSet<Encoded>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, set);
     read(socket, table, GET_ELEMENT, NEW_ELEMENT, NLM_F_DUMP, content, |found, payload| {
         let list = find(payload, 3).unwrap_or_default();
@@ -127,10 +139,15 @@ fn chain_found(payload: &[u8]) -> ChainShape {
 
 fn element_found(element: &[u8]) -> Encoded {
     let value = |kind| find(element, kind).and_then(|data| find(data, 1)).unwrap_or_default().to_vec();
-    Encoded { key: value(1), start: number(element, 3).unwrap_or(0) & ELEMENT_END == 0, data: value(2) }
+    Encoded {
+        key: value(1),
+        start: number(element, 3).unwrap_or(0) & ELEMENT_END == 0,
+        data: value(2),
+        comment: find(element, 6).and_then(note).unwrap_or_default(),
+    }
 }
 
-/// The comment in a rule's user data (libnftnl's form: type 0, length, text with NUL).
+/// The comment in the user data of a rule or element (libnftnl's form: type 0, length, text with NUL).
 fn note(bytes: &[u8]) -> Option<String> {
     let mut rest = bytes;
     while let [kind, length, tail @ ..] = rest {
