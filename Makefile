@@ -75,9 +75,7 @@ golden:
 
 install: build
 	install -D $(DIST)/flanneld-rs $(DESTDIR)$(PREFIX)/bin/flanneld-rs
-	install -D $(DIST)/cni-plugin $(DESTDIR)$(CNI_BIN)/.cni-plugin
-	mv $(DESTDIR)$(CNI_BIN)/.cni-plugin $(DESTDIR)$(CNI_BIN)/cni-plugin
-	ln -sfn cni-plugin $(DESTDIR)$(CNI_BIN)/flannel-rs
+	$(DIST)/cni-plugin install --bin-dir $(DESTDIR)$(CNI_BIN)
 	install -D -m 644 conf/flanneld-rs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flanneld-rs.service
 
 clean:

@@ -10,8 +10,9 @@ use crate::plugin::{failed, kernel_error};
 use crate::pod::{configure_pod, create_veth};
 use crate::ready::{await_carrier, await_reception};
 use crate::teardown::Remains;
+use crate::{masquerade, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
-use ipam::host_local;
+use ipnetwork::IpNetwork;
 use kernel::Mac;
 use kernel::netlink::{Link, Netlink};
 use kernel::netns::Netns;
@@ -23,10 +24,7 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
     let parsed = PluginConfig::parse(dialect, config, &sandbox.args)?;
     let netns = open_sandbox(sandbox)?;
     let ports = config::host_ports(dialect, config)?;
-    let allocated = match &parsed.ipam {
-        Some(ipam) => host_local::add(ipam, &config.name, &sandbox.id)?,
-        None => AddResult::default(),
-    };
+    let allocated = parsed.ipam.add(sandbox, config)?;
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
     let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
         let wired = wire(&plan, sandbox, ports.as_ref(), &netns)?;
@@ -34,9 +32,9 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
         result.interfaces.extend(wired.queue);
         Ok(result)
     });
-    if let (Err(_), Some(ipam)) = (&made, &parsed.ipam) {
+    if made.is_err() {
         // The reason of the failure is the answer; a failure to undo it would only hide it, and DEL will meet it again.
-        let _ = host_local::release(&ipam.data_dir, &config.name, &sandbox.id, &reserved);
+        let _ = parsed.ipam.undo(sandbox, config, &reserved);
     }
     made
 }
@@ -57,7 +55,8 @@ pub(crate) fn open_sandbox(sandbox: &Sandbox) -> Result<Netns, CniError> {
 
 /// What the result tells and only the kernel knew.
 struct Wired {
-    bridge_mac: Mac,
+    /// none: there is no bridge
+    bridge_mac: Option<Mac>,
     /// the device in which what the pod sends queues, if that is limited
     queue: Option<Interface>,
 }
@@ -66,30 +65,35 @@ struct Wired {
 fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Netns) -> Result<Wired, CniError> {
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(netns).map_err(kernel_error)?;
-    let bridge = ensure_bridge(&mut host, &plan.bridge)?;
-    let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge.index).and_then(|()| {
+    let bridge = plan.bridge.as_ref().map(|bridge| ensure_bridge(&mut host, bridge)).transpose()?;
+    let bridge_index = bridge.as_ref().map(|bridge| bridge.index);
+    let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge_index).and_then(|()| {
+        let network = &plan.ports.network;
         // Limits first: the pod's end is not up yet, so that not a packet escapes them.
-        let done = limit(plan, sandbox, &plan.ports.network, &mut host)
-            .and_then(|queue| configure(plan, netns, &mut host, &mut pod, &bridge).map(|()| queue))
+        let done = limit(plan, sandbox, network, &mut host)
+            .and_then(|queue| configure(plan, netns, &mut host, &mut pod, bridge.as_ref()).map(|()| queue))
+            .and_then(|queue| masquerade(plan, sandbox, network).map(|()| queue))
             .map_err(failed(format!("setting up {} in {}", plan.veth.pod, sandbox.netns.display())))
             // Last, so that nobody is led to a pod that cannot be reached yet.
             .and_then(|queue| ports.map_or(Ok(()), |ports| ports.publish(&plan.ports)).map(|()| queue));
         if done.is_err() {
             let (id, network) = (&sandbox.id, plan.ports.network.as_str());
             let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
-            let _ = Remains { id, network, netns: None, bridge: &bridge.name, addresses: &addresses, ports }.remove();
+            let bridge = bridge.as_ref().map(|bridge| bridge.name.as_str());
+            let _ = Remains { id, network, netns: None, bridge, addresses: &addresses, ports }.remove();
         }
         done
     });
-    match attached {
-        Ok(queue) => Ok(Wired { bridge_mac: bridge.mac.unwrap_or(plan.bridge.mac), queue }),
-        Err(error) => Err(match host.link_by_index(bridge.index) {
+    match (attached, bridge) {
+        (Ok(queue), bridge) => Ok(Wired { bridge_mac: bridge.and_then(|bridge| bridge.mac), queue }),
+        (Err(error), Some(bridge)) => Err(match host.link_by_index(bridge.index) {
             Ok(None) => CniError::new(
                 Code::TryAgain,
                 format!("bridge {} was deleted in the meantime: try again ({})", bridge.name, error.msg),
             ),
             _ => error,
         }),
+        (Err(error), None) => Err(error),
     }
 }
 
@@ -104,22 +108,42 @@ fn limit(plan: &PodPlan, sandbox: &Sandbox, network: &str, host: &mut Netlink) -
     }
 }
 
+fn masquerade(plan: &PodPlan, sandbox: &Sandbox, network: &str) -> kernel::Result<()> {
+    if !plan.masquerade {
+        return Ok(());
+    }
+    let addresses: Vec<IpNetwork> = plan.ips.iter().map(|ip| ip.address).collect();
+    masquerade::add(network, &sandbox.id, &addresses)
+}
+
 /// What follows once the pair is there, until packets come through.
 fn configure(
     plan: &PodPlan,
     netns: &Netns,
     host: &mut Netlink,
     pod: &mut Netlink,
-    bridge: &Link,
+    bridge: Option<&Link>,
 ) -> kernel::Result<()> {
     configure_pod(plan, netns, pod)?;
+    if plan.veth.isolated
+        && let Some(link) = host.link(&plan.veth.host)?
+    {
+        host.set_isolated(link.index, true)?;
+    }
     let addresses = || plan.ips.iter().map(|ip| ip.address.ip());
-    // The host speaks to a reused address at once, instead of to whoever had it before until an old entry expires. The entry
-    // is no permanent one: other plugins that take over this node know nothing of it, and hand its address to another pod.
-    addresses().try_for_each(|ip| host.introduce_neighbour(bridge.index, ip, plan.veth.mac))?;
+    match bridge {
+        // The host speaks to a reused address at once, instead of to whoever had it before until an old entry expires. The
+        // entry is no permanent one: other plugins that take over this node know nothing of it, and hand its address to
+        // another pod.
+        Some(bridge) => addresses().try_for_each(|ip| host.introduce_neighbour(bridge.index, ip, plan.veth.mac))?,
+        None => ptp::connect(plan, host, pod)?,
+    }
+    if plan.veth.down {
+        return Ok(());
+    }
     await_carrier(pod, &plan.veth.pod)?;
     await_carrier(host, &plan.veth.host)?;
-    if !bridge.running {
+    if let Some(bridge) = bridge.filter(|bridge| !bridge.running) {
         await_carrier(host, &bridge.name)?;
     }
     addresses().try_for_each(|ip| await_reception(pod, ip))

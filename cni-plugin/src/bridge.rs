@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use kernel::netlink::{Link, LinkChange, LinkKind, Netlink};
 use kernel::sysctl;
 use nix::errno::Errno;
+use std::net::IpAddr;
 
 /// What a person reads in `ip link` of a bridge that we made.
 const BRIDGE_ALIAS: &str = "cni-plugin";
@@ -84,11 +85,10 @@ fn configure_bridge(
         host.add_address(bridge.index, **wanted)?;
         await_reception(host, wanted.ip())?;
     }
-    // A gateway that does not forward is none; the file is per namespace and usually set already.
-    for address in &plan.addresses {
-        let key = if address.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
-        sysctl::set(key, "1")?;
+    if plan.promiscuous && !bridge.promiscuous {
+        host.set_link(bridge.index, &LinkChange { promiscuous: Some(true), ..LinkChange::default() })?;
     }
+    plan.addresses.iter().try_for_each(|address| forward(address.ip()))?;
     // An address set by hand stays when ports come and go, also on a bridge that somebody else made.
     match bridge.mac {
         Some(mac) if !plan.addresses.is_empty() && mac != plan.mac && present.is_empty() => {
@@ -96,6 +96,12 @@ fn configure_bridge(
         }
         _ => Ok(()),
     }
+}
+
+/// A gateway that does not forward is none; the file is per namespace and usually set already.
+pub(crate) fn forward(gateway: IpAddr) -> kernel::Result<()> {
+    let key = if gateway.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+    sysctl::set(key, "1")
 }
 
 /// IPv4 knows one gateway on a bridge; IPv6 addresses live side by side unless their subnets overlap (as upstream).

@@ -1,13 +1,12 @@
 //! CHECK: compares the kernel with what ADD returned, and names every difference.
 
 use crate::add::open_sandbox;
-use crate::attachment;
 use crate::bandwidth::shaper;
 use crate::config::{Dialect, Gateway, PluginConfig};
 use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
+use crate::{attachment, masquerade, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
-use ipam::host_local;
 use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};
 use std::net::IpAddr;
 
@@ -32,11 +31,13 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
         let found = shaper::differences(&mut host, &sandbox.id, &end, &parsed.limits).map_err(kernel_error)?;
         inspection.differences.extend(found);
     }
-    if let Some(ipam) = &parsed.ipam {
-        let addresses: Vec<IpAddr> = inspection.ips.iter().map(|ip| ip.address.ip()).collect();
-        if let Err(error) = host_local::check_held(&ipam.data_dir, &config.name, &sandbox.id, &addresses) {
-            inspection.differences.push(error.msg);
-        }
+    let addresses: Vec<IpAddr> = inspection.ips.iter().map(|ip| ip.address.ip()).collect();
+    if let Err(error) = parsed.ipam.check(sandbox, config, &addresses) {
+        inspection.differences.push(error.msg);
+    }
+    if parsed.masquerade && inspection.ours {
+        let missing = masquerade::check(&config.name, &sandbox.id, &addresses).map_err(kernel_error)?;
+        inspection.differences.extend(missing);
     }
     if let Some(ports) = &parsed.ports {
         let addresses: Vec<_> = inspection.ips.iter().map(|ip| ip.address).collect();
@@ -71,7 +72,8 @@ impl<'a> Inspection<'a> {
         let is_pod_end = |interface: &Interface| !interface.sandbox.is_empty() && interface.name == ifname;
         let is_here = |ip: &&IpAssignment| previous.interface_of(ip).is_none_or(is_pod_end);
         let ours = attachment::host_veth(&sandbox.id);
-        let on_host = |interface: &&Interface| interface.sandbox.is_empty() && interface.name != parsed.bridge;
+        let on_host =
+            |interface: &&Interface| interface.sandbox.is_empty() && Some(&interface.name) != parsed.bridge.as_ref();
         let host_end = previous.interfaces.iter().find(on_host).map_or(&ours, |interface| &interface.name).clone();
         Inspection {
             parsed,
@@ -90,10 +92,14 @@ impl<'a> Inspection<'a> {
     }
 
     fn inspect(&mut self, host: &mut Netlink, pod: &mut Netlink) -> kernel::Result<()> {
-        let bridge = host.link(&self.parsed.bridge)?;
-        match &bridge {
-            Some(bridge) => self.inspect_bridge(bridge, host)?,
-            None => self.differs(format!("bridge {} is missing", self.parsed.bridge)),
+        let bridge = self.parsed.bridge.as_ref().map(|name| host.link(name)).transpose()?.flatten();
+        match (&bridge, &self.parsed.bridge) {
+            (Some(bridge), _) => self.inspect_bridge(bridge, host)?,
+            (None, Some(name)) => self.differs(format!("bridge {name} is missing")),
+            (None, None) => {
+                let missing = ptp::check(host, &self.host_end, &self.ips)?;
+                self.differences.extend(missing);
+            }
         }
         let pod_end = pod.link(self.ifname)?;
         match host.link(&self.host_end)? {
@@ -114,6 +120,9 @@ impl<'a> Inspection<'a> {
         }
         if !bridge.up {
             self.differs(format!("bridge {name} is down"));
+        }
+        if self.parsed.promiscuous && !bridge.promiscuous {
+            self.differs(format!("bridge {name} is not in promiscuous mode"));
         }
         if self.parsed.gateway == Gateway::None {
             return Ok(());
@@ -142,6 +151,9 @@ impl<'a> Inspection<'a> {
             let wanted = if self.parsed.hairpin { "on" } else { "off" };
             self.differs(format!("host interface {name} should have hairpin mode {wanted}"));
         }
+        if self.parsed.isolated && link.isolated == Some(false) {
+            self.differs(format!("host interface {name} is not isolated"));
+        }
         self.inspect_mtu(&format!("host interface {name}"), link.mtu);
     }
 
@@ -167,8 +179,8 @@ impl<'a> Inspection<'a> {
         if link.kind != LinkKind::Veth {
             self.differs(format!("{name} is no veth"));
         }
-        if !link.up {
-            self.differs(format!("{name} is down"));
+        if link.up == self.parsed.down {
+            self.differs(format!("{name} is {}", if link.up { "up" } else { "down" }));
         }
         self.inspect_mtu(&name, link.mtu);
         let present = pod.addresses_of(link.index)?;

@@ -1,5 +1,6 @@
 //! Plugin configurations: a value that parses is ready for use.
 
+use crate::allocation::{Allocation, Keeper};
 use crate::bandwidth::limits::Limits;
 use crate::host_ports::{self, HostPortConfig, HostPorts};
 use cni_spec::{Arguments, CniError, Code, Dns, NetworkConfig, Route};
@@ -18,6 +19,8 @@ pub(crate) enum Dialect {
     FlannelRs,
     /// `type: bridge`: the reference plugin's keys and defaults
     Bridge,
+    /// `type: ptp`: the same, without a bridge
+    PointToPoint,
 }
 
 /// What the bridge is to the pods.
@@ -43,10 +46,9 @@ pub(crate) enum StaleAddress {
 }
 
 /// A configuration that ADD and CHECK can work with.
-#[derive(Clone, Debug)]
 pub(crate) struct PluginConfig {
-    /// name of the bridge
-    pub(crate) bridge: String,
+    /// name of the bridge; none: the pod is connected to the node alone
+    pub(crate) bridge: Option<String>,
     /// role of the bridge
     pub(crate) gateway: Gateway,
     /// policy for other addresses on the bridge
@@ -61,8 +63,16 @@ pub(crate) struct PluginConfig {
     pub(crate) limits: Limits,
     /// name resolution for the result; without any, that of the address management
     pub(crate) dns: Dns,
-    /// address management; none: a plain layer 2 attachment
-    pub(crate) ipam: Option<HostLocal>,
+    /// what pods send out of their network gets the node's address
+    pub(crate) masquerade: bool,
+    /// the bridge takes packets for any hardware address
+    pub(crate) promiscuous: bool,
+    /// pods on the bridge do not reach each other
+    pub(crate) isolated: bool,
+    /// the pod's interface stays down
+    pub(crate) down: bool,
+    /// address management
+    pub(crate) ipam: Allocation,
     /// ports of the host; none: left to a chained plugin
     pub(crate) ports: Option<HostPortConfig>,
 }
@@ -73,6 +83,7 @@ impl PluginConfig {
         match dialect {
             Dialect::FlannelRs => Self::flannel_rs(config, args),
             Dialect::Bridge => Self::bridge(config, args),
+            Dialect::PointToPoint => Self::point_to_point(config, args),
         }
     }
 
@@ -92,46 +103,96 @@ impl PluginConfig {
         Ok(PluginConfig {
             bridge: bridge_name(Dialect::FlannelRs, config)?,
             gateway,
+            masquerade: false,
+            promiscuous: false,
+            isolated: false,
+            down: false,
             stale: StaleAddress::ReplaceWhenIdle,
             mtu: mtu(config)?.or(Some(env.mtu)),
             hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
             mac: requested_mac(config, args)?,
             limits: Limits::parse(config)?,
             dns: Dns::read(&config.field("dns"))?,
-            ipam: Some(ipam),
+            ipam: Allocation::HostLocal(ipam),
             ports: Some(HostPortConfig::parse(config)?),
         })
     }
 
     fn bridge(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
         // Better no pod than one that silently lacks what its network promises.
-        for key in ["ipMasq", "promiscMode", "macspoofchk", "portIsolation", "disableContainerInterface"] {
-            if config.field(key).bool()? == Some(true) {
-                return Err(unsupported(key));
-            }
+        if config.field("macspoofchk").bool()? == Some(true) {
+            return Err(unsupported("macspoofchk"));
         }
         if config.field("vlan").number::<u16>()?.unwrap_or(0) != 0 || config.field("vlanTrunk").value().is_some() {
             return Err(unsupported("vlan"));
         }
+        masquerade_backend(config)?;
         let is = |key: &str| Ok::<_, CniError>(config.field(key).bool()?.unwrap_or(false));
         let gateway = match (is("isGateway")?, is("isDefaultGateway")?) {
             (_, true) => Gateway::DefaultRoute,
             (true, false) => Gateway::Address,
             (false, false) => Gateway::None,
         };
+        let (promiscuous, down) = (is("promiscMode")?, is("disableContainerInterface")?);
+        if promiscuous && config.field("hairpinMode").bool()? == Some(true) {
+            return Err(config.field("promiscMode").invalid("cannot be set together with hairpinMode"));
+        }
+        let ipam = Allocation::parse(config, args)?;
+        if down && !matches!(ipam, Allocation::None) {
+            let field = config.field("disableContainerInterface");
+            return Err(field.invalid("an interface that stays down cannot have addresses: leave out ipam"));
+        }
         Ok(PluginConfig {
             bridge: bridge_name(Dialect::Bridge, config)?,
             gateway,
             stale: if is("forceAddress")? { StaleAddress::Replace } else { StaleAddress::Refuse },
             mtu: mtu(config)?,
-            hairpin: config.field("hairpinMode").bool()?.unwrap_or(true),
+            // Where the bridge itself takes everything, a packet that is sent back as well would arrive twice.
+            hairpin: config.field("hairpinMode").bool()?.unwrap_or(!promiscuous),
             mac: requested_mac(config, args)?,
             // In this dialect limits are the business of a plugin of their own, later in the chain.
             limits: Limits::default(),
             dns: Dns::read(&config.field("dns"))?,
-            ipam: ipam_of(config)?.then(|| HostLocal::parse(config, args)).transpose()?,
+            masquerade: is("ipMasq")?,
+            promiscuous,
+            isolated: is("portIsolation")?,
+            down,
+            ipam,
             ports: None,
         })
+    }
+
+    fn point_to_point(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
+        masquerade_backend(config)?;
+        let ipam = Allocation::parse(config, args)?;
+        if matches!(ipam, Allocation::None) {
+            return Err(config.field("ipam").invalid("missing: a point-to-point link is nothing without an address"));
+        }
+        Ok(PluginConfig {
+            bridge: None,
+            gateway: Gateway::Address,
+            stale: StaleAddress::Refuse,
+            mtu: mtu(config)?,
+            hairpin: false,
+            mac: requested_mac(config, args)?,
+            limits: Limits::default(),
+            dns: Dns::read(&config.field("dns"))?,
+            masquerade: config.field("ipMasq").bool()?.unwrap_or(false),
+            promiscuous: false,
+            isolated: false,
+            down: false,
+            ipam,
+            ports: None,
+        })
+    }
+}
+
+/// `ipMasqBackend`: the reference plugins have iptables and nftables to choose from, and we have one that serves both.
+fn masquerade_backend(config: &NetworkConfig) -> Result<(), CniError> {
+    let field = config.field("ipMasqBackend");
+    match field.string()? {
+        None | Some("iptables" | "nftables") => Ok(()),
+        Some(_) => Err(field.wanted("iptables or nftables (we use nftables for both)")),
     }
 }
 
@@ -141,50 +202,36 @@ pub(crate) fn subnet_env(path: &Path) -> Result<SubnetEnv, CniError> {
 }
 
 /// Where the attachments of `config` have their addresses recorded: all that DEL and GC need, whatever else the
-/// configuration has become in the meantime. None: the network has no address management.
-pub(crate) fn ledger(dialect: Dialect, config: &NetworkConfig) -> Result<Option<PathBuf>, CniError> {
-    let dir = match dialect {
-        Dialect::FlannelRs => config.field("dataDir"),
-        Dialect::Bridge if ipam_of(config)? => config.field("ipam").field("dataDir")?,
-        Dialect::Bridge => return Ok(None),
-    };
-    Ok(Some(dir.string()?.map_or_else(|| PathBuf::from(ipam::host_local::DEFAULT_DATA_DIR), PathBuf::from)))
+/// configuration has become in the meantime.
+pub(crate) fn keeper(dialect: Dialect, config: &NetworkConfig) -> Result<Keeper, CniError> {
+    if dialect != Dialect::FlannelRs {
+        return Keeper::parse(config);
+    }
+    let dir = config.field("dataDir");
+    Ok(Keeper::Ledger(dir.string()?.map_or_else(|| ipam::host_local::DEFAULT_DATA_DIR.into(), PathBuf::from)))
 }
 
 /// Where host ports of the attachments are recorded: again all that DEL and GC need. None: a chained plugin sees to them.
 pub(crate) fn host_ports(dialect: Dialect, config: &NetworkConfig) -> Result<Option<HostPorts>, CniError> {
     match dialect {
         Dialect::FlannelRs => host_ports::directory(config).map(|directory| Some(HostPorts::recorded_in(directory))),
-        Dialect::Bridge => Ok(None),
+        Dialect::Bridge | Dialect::PointToPoint => Ok(None),
     }
 }
 
 /// The bridge of `config`, also where the rest of it is unusable.
-pub(crate) fn bridge_name(dialect: Dialect, config: &NetworkConfig) -> Result<String, CniError> {
-    let field = config.field("bridge");
-    let Some(name) = field.string()? else {
-        return Ok(match dialect {
-            Dialect::FlannelRs => "cbr0".into(),
-            Dialect::Bridge => "cni0".into(),
-        });
+pub(crate) fn bridge_name(dialect: Dialect, config: &NetworkConfig) -> Result<Option<String>, CniError> {
+    let default = match dialect {
+        Dialect::FlannelRs => "cbr0",
+        Dialect::Bridge => "cni0",
+        Dialect::PointToPoint => return Ok(None),
     };
+    let field = config.field("bridge");
+    let name = field.string()?.unwrap_or(default);
     let legal = name.len() <= LONGEST_NAME
         && !matches!(name, "." | "..")
         && name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':'));
-    if legal { Ok(name.into()) } else { Err(field.wanted("an interface name of at most 15 bytes")) }
-}
-
-/// Whether addresses are managed here (`host-local`) or not at all (no `ipam`).
-fn ipam_of(config: &NetworkConfig) -> Result<bool, CniError> {
-    let field = config.field("ipam");
-    match field.field("type")?.string()? {
-        Some("host-local") => Ok(true),
-        None if field.object()?.is_none_or(serde_json::Map::is_empty) => Ok(false),
-        other => Err(CniError::new(
-            Code::UnsupportedField,
-            format!("ipam.type {:?} is not built in yet: use host-local", other.unwrap_or_default()),
-        )),
-    }
+    if legal { Ok(Some(name.into())) } else { Err(field.wanted("an interface name of at most 15 bytes")) }
 }
 
 /// A configured MTU; 0 means none, as upstream.

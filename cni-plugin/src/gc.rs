@@ -1,10 +1,11 @@
 //! GC: releases every attachment of the network that the runtime does not list as valid. What exists is read from the
 //! kernel (links that carry our mark, neighbour entries of the bridge) and from the ledger; neither needs the other.
 
-use crate::attachment;
+use crate::allocation::Keeper;
 use crate::config::{self, Dialect};
 use crate::plugin::kernel_error;
 use crate::teardown::Failures;
+use crate::{attachment, masquerade};
 use cni_spec::{AttachmentId, CniError, NetworkConfig};
 use ipam::host_local;
 use kernel::detached;
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 /// Collects what no valid attachment owns: links, then neighbour entries, then addresses.
 pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
     let bridge = config::bridge_name(dialect, config)?;
-    let ledger = config::ledger(dialect, config)?;
+    let keeper = config::keeper(dialect, config)?;
     let mut failures = Failures::default();
     if let Some(ports) = config::host_ports(dialect, config)? {
         failures.note_cni(ports.collect(&config.name, valid));
@@ -22,13 +23,14 @@ pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId
     let mut host = Netlink::open().map_err(kernel_error)?;
 
     remove_links(&mut host, &config.name, valid, |_| true, &mut failures)?;
-    let Some(dir) = ledger else { return failures.into_result() };
-    if let Some(bridge) = host.link(&bridge).map_err(kernel_error)? {
-        for address in host_local::addresses_of_others(&dir, &config.name, valid)? {
+    failures.note(masquerade::gc(&config.name, valid));
+    let bridge = bridge.map(|bridge| host.link(&bridge)).transpose().map_err(kernel_error)?.flatten();
+    if let (Keeper::Ledger(dir), Some(bridge)) = (&keeper, bridge) {
+        for address in host_local::addresses_of_others(dir, &config.name, valid)? {
             failures.note(host.delete_neighbour(bridge.index, address));
         }
     }
-    failures.note_cni(host_local::gc(&dir, &config.name, valid));
+    failures.note_cni(keeper.gc(config, valid));
     failures.into_result()
 }
 

@@ -2,22 +2,32 @@
 //! daemon uses the same library to keep what the plugins have programmed.
 
 mod add;
+mod allocation;
 mod attachment;
 mod bandwidth;
 mod bridge;
+mod catalogue;
 mod check;
 mod config;
 mod del;
+mod delegate;
+mod firewall;
+mod flannel;
 mod gc;
 pub mod host_ports;
+mod install;
 mod loopback;
+mod masquerade;
 mod plan;
 mod plugin;
 mod pod;
 mod portmap;
+mod ptp;
 mod ready;
+mod shared_table;
 mod status;
 mod teardown;
+mod tuning;
 
 use cni_spec::Plugin;
 use std::ffi::OsStr;
@@ -26,19 +36,22 @@ use std::process::ExitCode;
 
 /// The plugin behind a `type`, or behind a name of the executable. Under its own name, `cni-plugin`, the `type` decides.
 fn select(name: &str) -> Option<&'static dyn Plugin> {
-    match name {
-        "flannel-rs" => Some(&plugin::FLANNEL_RS),
-        "bridge" => Some(&plugin::BRIDGE),
-        "host-local" => Some(&ipam::host_local::Plugin),
-        "loopback" => Some(&loopback::Loopback),
-        "portmap" => Some(&portmap::PortMap),
-        "bandwidth" => Some(&bandwidth::Bandwidth),
-        _ => None,
-    }
+    catalogue::find(name).map(|(_, plugin)| plugin)
 }
 
-/// Answers the request in environment and standard input: what the executable does.
+/// Answers the request in environment and standard input, or carries out the command in the arguments: what the executable
+/// does.
 pub fn main() -> ExitCode {
+    // Runtimes call plugins without arguments, and people with them.
+    if let Some(done) = install::command(std::env::args_os().skip(1)) {
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(text) => {
+                eprintln!("{text}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let executable = std::env::args_os().next().unwrap_or_default();
     let executable = Path::new(&executable).file_name().and_then(OsStr::to_str).unwrap_or_default();
     cni_spec::serve(executable, select)

@@ -14,8 +14,8 @@ use std::path::Path;
 /// Everything that one attachment is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodPlan {
-    /// the bridge it is plugged into
-    pub(crate) bridge: BridgePlan,
+    /// the bridge it is plugged into; none: the node itself
+    pub(crate) bridge: Option<BridgePlan>,
     /// the pair of devices
     pub(crate) veth: VethPlan,
     /// the pod's addresses with their gateways
@@ -28,6 +28,8 @@ pub(crate) struct PodPlan {
     pub(crate) dns: Dns,
     /// ports of the host that lead to it, as they are recorded
     pub(crate) ports: Record,
+    /// what the pod sends out of its network gets the node's address
+    pub(crate) masquerade: bool,
 }
 
 /// The bridge.
@@ -40,6 +42,8 @@ pub(crate) struct BridgePlan {
     /// gateway addresses that it must have
     pub(crate) addresses: Vec<IpNetwork>,
     pub(crate) stale: StaleAddress,
+    /// it takes packets for any hardware address
+    pub(crate) promiscuous: bool,
 }
 
 /// The veth pair.
@@ -57,6 +61,10 @@ pub(crate) struct VethPlan {
     pub(crate) host_mac: Mac,
     pub(crate) mtu: Option<u32>,
     pub(crate) hairpin: bool,
+    /// isolated from other isolated ports of the bridge
+    pub(crate) isolated: bool,
+    /// the pod's end stays down
+    pub(crate) down: bool,
 }
 
 /// Plans the attachment `id` to `network` with the addresses that were allocated for it.
@@ -66,6 +74,8 @@ pub(crate) fn pod(
     id: &AttachmentId,
     allocated: &AddResult,
 ) -> Result<PodPlan, CniError> {
+    // The reference plugins' order is bridge (if there is one), host end, pod's end.
+    let pod_end = if config.bridge.is_some() { 2 } else { 1 };
     let mut ips = Vec::new();
     for ip in &allocated.ips {
         let gateway = match (ip.gateway, config.gateway) {
@@ -81,7 +91,7 @@ pub(crate) fn pod(
                 ),
             ));
         }
-        ips.push(IpAssignment { interface: Some(POD), address: ip.address, gateway });
+        ips.push(IpAssignment { interface: Some(pod_end), address: ip.address, gateway });
     }
     let addresses: Vec<IpNetwork> = ips.iter().map(|ip| ip.address).collect();
     let forwards: Vec<Forward> =
@@ -89,13 +99,14 @@ pub(crate) fn pod(
     let host = attachment::host_veth(id);
     let mac = config.mac.unwrap_or_else(|| attachment::pod_mac(ips.first().map(|ip| ip.address.ip()), id));
     Ok(PodPlan {
-        bridge: BridgePlan {
-            name: config.bridge.clone(),
-            mac: bridge_mac(&config.bridge, &ips),
+        bridge: config.bridge.as_ref().map(|name| BridgePlan {
+            name: name.clone(),
+            mac: bridge_mac(name, &ips),
             mtu: config.mtu,
             addresses: if config.gateway == Gateway::None { Vec::new() } else { gateway_addresses(&ips) },
             stale: config.stale,
-        },
+            promiscuous: config.promiscuous,
+        }),
         veth: VethPlan {
             alias: attachment::alias(network, id),
             pod: id.ifname.clone(),
@@ -104,21 +115,21 @@ pub(crate) fn pod(
             mac,
             mtu: config.mtu,
             hairpin: config.hairpin,
+            isolated: config.isolated,
+            down: config.down,
         },
         routes: routes(config.gateway, &ips, &allocated.routes),
         limits: config.limits,
         dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
         ports: Record::of(network, id, forwards),
+        masquerade: config.masquerade,
         ips,
     })
 }
 
-/// Index of the pod's end in the result's interfaces; the reference plugin's order is bridge, host end, pod's end.
-const POD: usize = 2;
-
 impl PodPlan {
-    /// The result to print, once the bridge's real address is known.
-    pub(crate) fn result(self, bridge_mac: Mac, sandbox: &Path) -> AddResult {
+    /// The result to print, once the bridge's real address, if there is a bridge, is known.
+    pub(crate) fn result(self, bridge_mac: Option<Mac>, sandbox: &Path) -> AddResult {
         let interface = |name: &str, mac: Mac, sandbox: String| Interface {
             name: name.into(),
             mac: mac.to_string(),
@@ -126,12 +137,14 @@ impl PodPlan {
             sandbox,
             ..Interface::default()
         };
+        let bridge =
+            self.bridge.as_ref().map(|plan| interface(&plan.name, bridge_mac.unwrap_or(plan.mac), String::new()));
+        let pair = [
+            interface(&self.veth.host, self.veth.host_mac, String::new()),
+            interface(&self.veth.pod, self.veth.mac, sandbox.display().to_string()),
+        ];
         AddResult {
-            interfaces: vec![
-                interface(&self.bridge.name, bridge_mac, String::new()),
-                interface(&self.veth.host, self.veth.host_mac, String::new()),
-                interface(&self.veth.pod, self.veth.mac, sandbox.display().to_string()),
-            ],
+            interfaces: bridge.into_iter().chain(pair).collect(),
             ips: self.ips,
             routes: self.routes,
             dns: self.dns,
@@ -200,10 +213,11 @@ fn with_prefix(ip: IpAddr, prefix: u8) -> IpNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allocation::Allocation;
 
     fn config(gateway: Gateway) -> PluginConfig {
         PluginConfig {
-            bridge: "cbr0".into(),
+            bridge: Some("cbr0".into()),
             gateway,
             stale: StaleAddress::ReplaceWhenIdle,
             mtu: Some(1450),
@@ -211,7 +225,11 @@ mod tests {
             mac: None,
             limits: Limits::default(),
             dns: Dns::default(),
-            ipam: None,
+            masquerade: false,
+            promiscuous: false,
+            isolated: false,
+            down: false,
+            ipam: Allocation::None,
             ports: None,
         }
     }
@@ -244,7 +262,7 @@ mod tests {
         let addresses = [("10.5.2.7/24", Some("10.5.2.1")), ("fd00:5::7/64", Some("fd00:5::1"))];
         let plan = planned(Gateway::DefaultRoute, &addresses, &[]).unwrap();
         assert_eq!(shown(&plan.routes), ["0.0.0.0/0 via Some(\"10.5.2.1\")", "::/0 via Some(\"fd00:5::1\")"]);
-        let gateways: Vec<String> = plan.bridge.addresses.iter().map(IpNetwork::to_string).collect();
+        let gateways: Vec<String> = plan.bridge.unwrap().addresses.iter().map(IpNetwork::to_string).collect();
         assert_eq!(gateways, ["10.5.2.1/24", "fd00:5::1/64"]);
         assert_eq!(plan.veth.mac.to_string(), "0a:58:0a:05:02:07");
         // A default route that is configured is not doubled.
@@ -261,7 +279,7 @@ mod tests {
     #[test]
     fn a_plain_switch_has_no_addresses() {
         let plan = planned(Gateway::None, &[("10.5.2.7/24", None)], &[]).unwrap();
-        assert!(plan.bridge.addresses.is_empty() && plan.routes.is_empty());
+        assert!(plan.bridge.as_ref().unwrap().addresses.is_empty() && plan.routes.is_empty());
         assert!(planned(Gateway::None, &[], &[]).unwrap().ips.is_empty());
     }
 
@@ -274,10 +292,10 @@ mod tests {
 
     #[test]
     fn the_bridge_keeps_its_address_whoever_is_plugged_in_first() {
-        let of = |address| planned(Gateway::Address, &[(address, Some("10.5.2.1"))], &[]).unwrap().bridge.mac;
+        let of = |address| planned(Gateway::Address, &[(address, Some("10.5.2.1"))], &[]).unwrap().bridge.unwrap().mac;
         assert_eq!(of("10.5.2.7/24"), of("10.5.2.8/24"));
         let elsewhere = planned(Gateway::Address, &[("10.5.3.7/24", Some("10.5.3.1"))], &[]).unwrap();
-        assert_ne!(of("10.5.2.7/24"), elsewhere.bridge.mac);
+        assert_ne!(of("10.5.2.7/24"), elsewhere.bridge.unwrap().mac);
     }
 
     #[test]
@@ -285,7 +303,7 @@ mod tests {
         let addresses = [("10.5.2.7/24", Some("10.5.2.1"))];
         let plan = planned(Gateway::DefaultRoute, &addresses, &[]).unwrap();
         let host = plan.veth.host.clone();
-        let result = plan.result(Mac([2; 6]), Path::new("/run/netns/a"));
+        let result = plan.result(Some(Mac([2; 6])), Path::new("/run/netns/a"));
         let interfaces: Vec<(&str, &str)> =
             result.interfaces.iter().map(|interface| (interface.name.as_str(), interface.sandbox.as_str())).collect();
         assert_eq!(interfaces, [("cbr0", ""), (host.as_str(), ""), ("eth0", "/run/netns/a")]);

@@ -13,6 +13,8 @@ pub(crate) struct Bridge(Dialect);
 pub(crate) static FLANNEL_RS: Bridge = Bridge(Dialect::FlannelRs);
 /// `type: bridge`
 pub(crate) static BRIDGE: Bridge = Bridge(Dialect::Bridge);
+/// `type: ptp`, which differs by what it leaves out
+pub(crate) static POINT_TO_POINT: Bridge = Bridge(Dialect::PointToPoint);
 
 impl Plugin for Bridge {
     fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
@@ -23,10 +25,10 @@ impl Plugin for Bridge {
         &self,
         id: &AttachmentId,
         netns: Option<&Path>,
-        _args: &Arguments,
+        args: &Arguments,
         config: &NetworkConfig,
     ) -> Result<(), CniError> {
-        del::del(self.0, id, netns, config)
+        del::del(self.0, id, netns, args, config)
     }
 
     fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {

@@ -14,7 +14,7 @@ pub(crate) fn create_veth(
     netns: &Netns,
     host: &mut Netlink,
     pod: &mut Netlink,
-    bridge: u32,
+    bridge: Option<u32>,
 ) -> Result<(), CniError> {
     let occupied = || {
         CniError::new(
@@ -44,7 +44,7 @@ pub(crate) fn create_veth(
         alias: &veth.alias,
         mac: Some(veth.host_mac),
         mtu: veth.mtu,
-        master: Some(bridge),
+        master: bridge,
         hairpin: veth.hairpin,
         up: true,
         peer_name: &veth.pod,
@@ -70,6 +70,9 @@ pub(crate) fn configure_pod(plan: &PodPlan, netns: &Netns, pod: &mut Netlink) ->
         let error = kernel::Error::new(format!("looking up {}", plan.veth.pod), Errno::ENODEV);
         return Err(error.because("it vanished: try again"));
     };
+    if plan.veth.down {
+        return Ok(());
+    }
     for ip in &plan.ips {
         pod.add_address(link.index, ip.address)?;
     }

@@ -7,8 +7,5 @@ use cni_spec::{Arguments, CniError, Code, NetworkConfig};
 pub(crate) fn status(dialect: Dialect, config: &NetworkConfig) -> Result<(), CniError> {
     let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
     let parsed = PluginConfig::parse(dialect, config, &Arguments::new()).map_err(unavailable)?;
-    match &parsed.ipam {
-        Some(ipam) => ipam::host_local::status(ipam, &config.name).map_err(unavailable),
-        None => Ok(()),
-    }
+    parsed.ipam.status(config).map_err(unavailable)
 }

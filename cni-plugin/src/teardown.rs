@@ -1,10 +1,10 @@
 //! The one teardown, which serves DEL, GC and a failed ADD: idempotent, goes on after failures, and takes "already gone"
 //! for success.
 
-use crate::attachment;
 use crate::bandwidth::shaper;
 use crate::host_ports::HostPorts;
 use crate::plugin::kernel_error;
+use crate::{attachment, masquerade};
 use cni_spec::{AttachmentId, CniError};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::netns::Netns;
@@ -13,15 +13,16 @@ use nix::errno::Errno;
 use std::net::IpAddr;
 use std::path::Path;
 
-/// What is left of an attachment in the kernel: the host's neighbour entries for `addresses`, the queue for what it
-/// sends, the veth pair by its host end, and whatever pair has its pod's end in `netns`. The addresses themselves are
-/// released by the caller, last, so that nobody is given an address that still leads somewhere.
+/// What is left of an attachment in the kernel: ports of the host that lead to it, the host's neighbour entries for
+/// `addresses`, the queue for what it sends, the veth pair by its host end, whatever pair has its pod's end in `netns`, and
+/// the masquerade. The addresses themselves are released by the caller, last, so that nobody is given an address that still
+/// leads somewhere.
 pub(crate) struct Remains<'a> {
     pub(crate) id: &'a AttachmentId,
     pub(crate) network: &'a str,
     pub(crate) netns: Option<&'a Path>,
-    /// where the neighbour entries are if there is no host end any more to tell
-    pub(crate) bridge: &'a str,
+    /// where the neighbour entries are if there is no host end any more to tell; without a bridge they went with it
+    pub(crate) bridge: Option<&'a str>,
     pub(crate) addresses: &'a [IpAddr],
     /// ports of the host that lead to it, unless a chained plugin sees to them
     pub(crate) ports: Option<&'a HostPorts>,
@@ -33,7 +34,8 @@ impl Remains<'_> {
         let mut failures = Failures::default();
         match self.remove_from_host(&mut failures) {
             // The pair went with its host end, or it is not ours.
-            Ok(Removed::Pair | Removed::NotOurs) => {}
+            Ok(Removed::NotOurs) => return Ok(()),
+            Ok(Removed::Pair) => {}
             outcome => {
                 failures.note(outcome);
                 if let Some(netns) = self.netns {
@@ -41,6 +43,7 @@ impl Remains<'_> {
                 }
             }
         }
+        failures.note(masquerade::remove(self.network, self.id, self.addresses));
         failures.into_result()
     }
 
@@ -68,7 +71,7 @@ impl Remains<'_> {
         }
         let bridge = match bridge {
             Some(index) => index,
-            None => match host.link(self.bridge)? {
+            None => match self.bridge.map(|bridge| host.link(bridge)).transpose()?.flatten() {
                 Some(bridge) => bridge.index,
                 None => return Ok(()),
             },

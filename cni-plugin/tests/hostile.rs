@@ -51,6 +51,19 @@ impl Node {
                 "cniVersion": "1.1.0", "name": "net", "type": "flannel-rs",
                 "subnetFile": self.dir.path().join("subnet.env"), "dataDir": networks,
             }),
+            "flannel" => json!({
+                "cniVersion": "1.1.0", "name": "net", "type": "flannel", "subnetFile": self.dir.path().join("subnet.env"),
+                "dataDir": self.dir.path().join("flannel"), "ipam": {"dataDir": networks},
+                "delegate": {"type": "ptp", "ipMasq": true, "mtu": 1400},
+            }),
+            "tuning" | "firewall" => json!({
+                "cniVersion": "1.1.0", "name": "net", "type": plugin, "dataDir": self.dir.path().join("tuning"),
+                "mac": "02:00:00:00:00:09", "mtu": 1400, "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
+                "ingressPolicy": "open", "backend": "iptables", "prevResult": {
+                    "cniVersion": "1.1.0", "interfaces": [{"name": "lo", "sandbox": "x"}],
+                    "ips": [{"address": "10.9.0.9/24", "interface": 0}],
+                },
+            }),
             _ => json!({
                 "cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br7", "isDefaultGateway": true,
                 "mtu": 1400, "hairpinMode": true, "forceAddress": false, "runtimeConfig": {"mac": "02:00:00:00:00:09"},
@@ -200,8 +213,9 @@ fn damaged_configurations_are_refused_or_work_and_leave_nothing() {
     let node = Node::new();
     let mut dice = Dice(0x5eed_0001);
     let (mut refused, mut accepted) = (0, 0);
-    for round in 0..150 {
-        let mut config = node.config(if round % 2 == 0 { "flannel-rs" } else { "bridge" });
+    for round in 0..300 {
+        let plugins = ["flannel-rs", "bridge", "flannel", "tuning", "firewall"];
+        let mut config = node.config(plugins[round % plugins.len()]);
         let text = match round % 3 {
             0 => damaged(&mut dice, config.to_string().as_bytes()),
             _ => {

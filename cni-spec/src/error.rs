@@ -6,46 +6,65 @@ use std::fmt;
 
 /// Well-known error codes of the CNI specification ("Error" section), and ours from 100 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
 pub enum Code {
     /// 1: the version asked for is not supported
-    IncompatibleVersion = 1,
+    IncompatibleVersion,
     /// 2: a field of the configuration is not supported
-    UnsupportedField = 2,
+    UnsupportedField,
     /// 3: the container is unknown or does not exist
-    UnknownContainer = 3,
+    UnknownContainer,
     /// 4: a needed environment variable is missing or invalid
-    InvalidEnvironment = 4,
+    InvalidEnvironment,
     /// 5: input or output failed
-    Io = 5,
+    Io,
     /// 6: the content could not be decoded
-    Decode = 6,
+    Decode,
     /// 7: the network configuration is invalid
-    InvalidConfig = 7,
+    InvalidConfig,
     /// 8: the network namespace is invalid (not in the specification's table, but in its reference library)
-    InvalidNetns = 8,
+    InvalidNetns,
     /// 11: try again later
-    TryAgain = 11,
+    TryAgain,
     /// 50: the plugin is not available, ADD would fail
-    NotAvailable = 50,
+    NotAvailable,
     /// 51: not available, and existing containers may have limited connectivity
-    LimitedConnectivity = 51,
+    LimitedConnectivity,
     /// 100: the kernel refused
-    Kernel = 100,
+    Kernel,
     /// 101: address allocation failed
-    Ipam = 101,
+    Ipam,
     /// 102: CHECK found a difference
-    CheckFailed = 102,
+    CheckFailed,
     /// 103: a port of the host belongs to somebody else
-    PortTaken = 103,
+    PortTaken,
     /// 999: anything else
-    Internal = 999,
+    Internal,
+    /// what a plugin that we ran for its caller answered
+    Delegated(u32),
 }
 
 impl Code {
     /// The number that is printed as `code`.
     pub fn number(self) -> u32 {
-        self as u32
+        match self {
+            Code::IncompatibleVersion => 1,
+            Code::UnsupportedField => 2,
+            Code::UnknownContainer => 3,
+            Code::InvalidEnvironment => 4,
+            Code::Io => 5,
+            Code::Decode => 6,
+            Code::InvalidConfig => 7,
+            Code::InvalidNetns => 8,
+            Code::TryAgain => 11,
+            Code::NotAvailable => 50,
+            Code::LimitedConnectivity => 51,
+            Code::Kernel => 100,
+            Code::Ipam => 101,
+            Code::CheckFailed => 102,
+            Code::PortTaken => 103,
+            Code::Internal => 999,
+            Code::Delegated(number) => number,
+        }
     }
 }
 

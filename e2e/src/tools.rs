@@ -55,11 +55,26 @@ pub fn from_package(path: &str, package: &str) -> Result<PathBuf> {
     }
 }
 
+/// The names of the CNI executable that the harness uses.
+const PLUGINS: [&str; 11] = [
+    "flannel-rs",
+    "flannel",
+    "bridge",
+    "ptp",
+    "host-local",
+    "static",
+    "loopback",
+    "tuning",
+    "firewall",
+    "portmap",
+    "bandwidth",
+];
+
 /// A directory for `CNI_PATH` in which the one CNI executable is found under each of its names.
 pub fn plugin_directory(directory: &Path) -> Result<PathBuf> {
     let executable = cni_plugin()?;
     std::fs::create_dir_all(directory)?;
-    for name in ["flannel-rs", "bridge", "host-local", "loopback", "portmap", "bandwidth"] {
+    for name in PLUGINS {
         let link = directory.join(name);
         match std::os::unix::fs::symlink(&executable, &link) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {

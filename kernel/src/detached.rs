@@ -51,14 +51,24 @@ pub fn delete_found(netlink: &mut Netlink, link: &Link) -> Result<bool> {
     }
 }
 
+/// Leaves it to a child to be the last that closes `socket`. Closing any nfnetlink socket waits for the memory of removed
+/// nftables objects (`nft_rcv_nl_event`), some 10 ms; if there is no process to be had, the caller waits.
+pub(crate) fn close(socket: &Socket) {
+    let _ = hand_over(socket, &[]);
+}
+
 /// Has a child send the request on `socket`.
 fn start(socket: &Socket, index: u32) -> std::result::Result<(), Errno> {
     let request = frame(&[delete_link_message(index)], SEQUENCE, NLM_F_ACK)?;
+    hand_over(socket, &request)
+}
+
+fn hand_over(socket: &Socket, request: &[u8]) -> std::result::Result<(), Errno> {
     // SAFETY: the child makes plain system calls on memory that was prepared before, and leaves by _exit; it takes no lock
     // that another thread could have held at this moment.
     match unsafe { fork() }? {
         // SAFETY: this is that child, and it was given a socket and a slice that live in its copy of the memory.
-        ForkResult::Child => unsafe { send_and_exit(socket.as_fd().as_raw_fd(), &request) },
+        ForkResult::Child => unsafe { send_and_exit(socket.as_fd().as_raw_fd(), request) },
         ForkResult::Parent { child } => loop {
             match waitpid(child, None) {
                 Err(Errno::EINTR) => {}
@@ -87,7 +97,9 @@ unsafe fn send_and_exit(socket: RawFd, request: &[u8]) -> ! {
         // Container runtimes wait for the end of the plugin's pipes, others for its locks, and its directory may be unmounted.
         close_all_but(&[socket]);
         libc::chdir(c"/".as_ptr());
-        libc::send(socket, request.as_ptr().cast(), request.len(), 0);
+        if !request.is_empty() {
+            libc::send(socket, request.as_ptr().cast(), request.len(), 0);
+        }
         libc::_exit(0)
     }
 }

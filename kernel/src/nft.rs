@@ -9,6 +9,7 @@ mod element;
 mod encode;
 mod expression;
 mod observe;
+mod owned;
 mod set;
 mod shape;
 mod table;

@@ -27,18 +27,31 @@ impl Netlink {
 
     /// Lets packets leave a bridge port by which they came in, or not.
     pub fn set_hairpin(&mut self, index: u32, on: bool) -> Result<()> {
+        self.set_port(index, hairpin(on), || format!("setting hairpin mode of link number {index} to {on}"))
+    }
+
+    /// Keeps an isolated bridge port from exchanging packets with other isolated ports, or not.
+    pub fn set_isolated(&mut self, index: u32, on: bool) -> Result<()> {
+        let setting = port(InfoBridgePort::Isolated(on));
+        self.set_port(index, setting, || format!("setting isolation of link number {index} to {on}"))
+    }
+
+    fn set_port(&mut self, index: u32, setting: LinkAttribute, operation: impl FnOnce() -> String) -> Result<()> {
         let mut body = LinkMessage::default();
         body.header.index = index;
-        body.attributes.push(hairpin(on));
-        let operation = || format!("setting hairpin mode of link number {index} to {on}");
+        body.attributes.push(setting);
         self.request(Message::encode(libc::RTM_NEWLINK, 0, &body), operation)
     }
 }
 
 /// The hairpin mode of a bridge port as an attribute.
 pub(super) fn hairpin(on: bool) -> LinkAttribute {
+    port(InfoBridgePort::HairpinMode(on))
+}
+
+fn port(setting: InfoBridgePort) -> LinkAttribute {
     LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(on)])),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![setting])),
     ])
 }

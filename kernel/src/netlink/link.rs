@@ -38,6 +38,14 @@ pub struct Link {
     pub alias: String,
     /// bridge port: packets may leave by the port they came in
     pub hairpin: Option<bool>,
+    /// bridge port: packets pass to and from ports only that are not isolated themselves
+    pub isolated: Option<bool>,
+    /// it takes packets for any hardware address
+    pub promiscuous: bool,
+    /// it takes all multicast packets
+    pub all_multicast: bool,
+    /// length of the transmit queue, in packets
+    pub transmit_queue: u32,
 }
 
 /// The kinds of device that this project deals with.
@@ -72,6 +80,12 @@ pub struct LinkChange {
     pub name: Option<String>,
     /// whether it gets an IPv6 link-local address when it comes up
     pub link_local: Option<bool>,
+    /// take packets for any hardware address
+    pub promiscuous: Option<bool>,
+    /// take all multicast packets
+    pub all_multicast: Option<bool>,
+    /// length of the transmit queue, in packets
+    pub transmit_queue: Option<u32>,
 }
 
 impl Netlink {
@@ -166,12 +180,20 @@ impl LinkChange {
     /// The change as a message body that does not say yet which device is meant.
     pub(super) fn body(&self) -> Result<LinkMessage> {
         let mut body = LinkMessage::default();
-        if let Some(up) = self.up {
-            body.header.change_mask = LinkFlags::Up;
-            body.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        let flags = [
+            (self.up, LinkFlags::Up),
+            (self.promiscuous, LinkFlags::Promisc),
+            (self.all_multicast, LinkFlags::Allmulti),
+        ];
+        for (wanted, flag) in flags {
+            if let Some(on) = wanted {
+                body.header.change_mask |= flag;
+                body.header.flags.set(flag, on);
+            }
         }
         let attributes = &mut body.attributes;
         attributes.extend(self.mtu.map(LinkAttribute::Mtu));
+        attributes.extend(self.transmit_queue.map(LinkAttribute::TxQueueLen));
         attributes.extend(self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         // Index 0 takes it out of the bridge.
         attributes.extend(self.master.map(|master| LinkAttribute::Controller(master.unwrap_or(0))));
@@ -235,22 +257,30 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
         peer: None,
         alias: String::new(),
         hairpin: None,
+        isolated: None,
+        promiscuous: header.flags.contains(LinkFlags::Promisc),
+        all_multicast: header.flags.contains(LinkFlags::Allmulti),
+        transmit_queue: 0,
     };
     let mut lower = None;
     for attribute in attributes(payload.get(16..)?) {
         match attribute.kind() {
             libc::IFLA_LINKINFO => decode_info(attribute.value(), &mut link),
             libc::IFLA_ADDRESS => link.mac = attribute.value().try_into().ok().map(Mac),
-            libc::IFLA_IFNAME | libc::IFLA_MTU | libc::IFLA_LINK | libc::IFLA_MASTER | libc::IFLA_IFALIAS => {
-                match LinkAttribute::parse_with_param(&attribute, AddressFamily::Unspec).ok()? {
-                    LinkAttribute::IfName(name) => link.name = name,
-                    LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                    LinkAttribute::Link(index) => lower = Some(index),
-                    LinkAttribute::Controller(index) => link.master = Some(index),
-                    LinkAttribute::IfAlias(alias) => link.alias = alias,
-                    _ => {}
-                }
-            }
+            libc::IFLA_IFNAME
+            | libc::IFLA_MTU
+            | libc::IFLA_LINK
+            | libc::IFLA_MASTER
+            | libc::IFLA_TXQLEN
+            | libc::IFLA_IFALIAS => match LinkAttribute::parse_with_param(&attribute, AddressFamily::Unspec).ok()? {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Link(index) => lower = Some(index),
+                LinkAttribute::Controller(index) => link.master = Some(index),
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::TxQueueLen(length) => link.transmit_queue = length,
+                _ => {}
+            },
             _ => {}
         }
     }
@@ -276,11 +306,13 @@ fn decode_info(info: &[u8], link: &mut Link) {
             }
             libc::IFLA_INFO_SLAVE_KIND => port_kind = text(&attribute).to_vec(),
             libc::IFLA_INFO_SLAVE_DATA if port_kind == b"bridge" => {
-                link.hairpin =
-                    attributes(attribute.value()).find_map(|setting| match InfoBridgePort::parse(&setting) {
-                        Ok(InfoBridgePort::HairpinMode(on)) => Some(on),
-                        _ => None,
-                    });
+                for setting in attributes(attribute.value()) {
+                    match InfoBridgePort::parse(&setting) {
+                        Ok(InfoBridgePort::HairpinMode(on)) => link.hairpin = Some(on),
+                        Ok(InfoBridgePort::Isolated(on)) => link.isolated = Some(on),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

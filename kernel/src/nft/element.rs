@@ -1,6 +1,6 @@
 //! Set elements as the kernel stores them.
 
-use super::{Element, Field, Set, Value};
+use super::{Element, Field, Protocol, Set, Value};
 use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,6 +15,8 @@ pub(super) struct Encoded {
     pub(super) start: bool,
     /// the data's bytes; empty in a plain set
     pub(super) data: Vec<u8>,
+    /// for people, and to tell whose it is
+    pub(super) comment: String,
 }
 
 /// The wire form of `elements` of a set described by `set`; an error tells what does not fit.
@@ -27,7 +29,11 @@ pub(super) fn encode<'a>(
     if !set.interval {
         for element in elements {
             let (key, data) = (values(&set.key, &element.key)?, values(&set.data, &element.data)?);
-            encoded.insert(Encoded { key, start: true, data });
+            // The length goes in a byte, with the NUL; nft takes comments of less than 128 bytes.
+            if element.comment.len() > 127 || element.comment.contains('\0') {
+                return Err(format!("the comment {:?} has more than 127 bytes, or a NUL", element.comment));
+            }
+            encoded.insert(Encoded { key, start: true, data, comment: element.comment.clone() });
         }
         return Ok(encoded);
     }
@@ -48,9 +54,9 @@ pub(super) fn encode<'a>(
             continue;
         }
         covered = Some(network);
-        encoded.insert(Encoded { key: octets(network.network()), start: true, data });
+        encoded.insert(Encoded { key: octets(network.network()), start: true, data, comment: String::new() });
         if let Some(key) = successor(octets(network.broadcast())) {
-            encoded.insert(Encoded { key, start: false, data: Vec::new() });
+            encoded.insert(Encoded { key, start: false, data: Vec::new(), comment: String::new() });
         }
     }
     Ok(encoded)
@@ -64,6 +70,7 @@ impl Field {
             Field::Ipv6Address => 8,
             Field::Protocol => 12,
             Field::Port => 13,
+            Field::InputDevice | Field::OutputDevice => 41,
         }
     }
 
@@ -71,7 +78,7 @@ impl Field {
     pub(super) fn bytes(self) -> usize {
         match self {
             Field::Ipv4Address => 4,
-            Field::Ipv6Address => 16,
+            Field::Ipv6Address | Field::InputDevice | Field::OutputDevice => 16,
             Field::Protocol => 1,
             Field::Port => 2,
         }
@@ -106,6 +113,7 @@ fn values(fields: &[Field], values: &[Value]) -> Result<Vec<u8>, String> {
             }
             (Field::Protocol, Value::Protocol(protocol)) => bytes.push(*protocol as u8),
             (Field::Port, Value::Port(port)) => bytes.extend(port.to_be_bytes()),
+            (Field::InputDevice | Field::OutputDevice, Value::Device(name)) => bytes.extend(name),
             _ => return Err(format!("{value:?} does not fit the field {field:?}")),
         }
         if fields.len() > 1 {
@@ -113,6 +121,30 @@ fn values(fields: &[Field], values: &[Value]) -> Result<Vec<u8>, String> {
         }
     }
     Ok(bytes)
+}
+
+/// The element that `encoded` is in a set described by `set`, which is no interval set; none if it does not fit.
+pub(super) fn decode(set: &Set, encoded: &Encoded) -> Option<Element> {
+    let (key, data) = (decoded(&set.key, &encoded.key)?, decoded(&set.data, &encoded.data)?);
+    Some(Element { key, data, comment: encoded.comment.clone() })
+}
+
+fn decoded(fields: &[Field], mut bytes: &[u8]) -> Option<Vec<Value>> {
+    let mut values = Vec::new();
+    for field in fields {
+        let size = field.bytes();
+        let value = bytes.get(..size)?;
+        let padded = if fields.len() > 1 { size.next_multiple_of(4) } else { size };
+        bytes = bytes.get(padded..)?;
+        values.push(match field {
+            Field::Ipv4Address => IpAddr::from(<[u8; 4]>::try_from(value).ok()?).into(),
+            Field::Ipv6Address => IpAddr::from(<[u8; 16]>::try_from(value).ok()?).into(),
+            Field::Port => Value::Port(u16::from_be_bytes(value.try_into().ok()?)),
+            Field::InputDevice | Field::OutputDevice => Value::Device(value.try_into().ok()?),
+            Field::Protocol => Value::Protocol(Protocol::numbered(*value.first()?)?),
+        });
+    }
+    Some(values)
 }
 
 fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {

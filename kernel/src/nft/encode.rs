@@ -4,7 +4,7 @@ use super::attribute::Attributes;
 use super::element::{self, Encoded};
 use super::expression::expressions;
 use super::{Chain, Element, Family, Hook, HookKind, HookPoint, Policy, Rule, Set, Table};
-use crate::netlink::socket::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
+use crate::netlink::socket::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use crate::{Error, Result};
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
@@ -49,12 +49,16 @@ pub(super) struct Step {
 
 /// Everything that makes the kernel's table equal to `table`, whatever was there.
 pub(super) fn replacement(table: &Table) -> Result<Vec<Step>> {
-    let described = describe(table);
-    named("table", &table.name)?;
-    let head = || Attributes::after(&header(table.family)).text(1, &table.name);
-    let new_table = |what: &str| step(format!("{what} {described}"), NEW_TABLE, NLM_F_CREATE, head());
     // A table can only be deleted if it exists: with the first step it does.
-    let mut steps = vec![new_table("preparing"), delete_table(table.family, &table.name), new_table("adding")];
+    let mut steps = vec![new_table(table, "preparing", 0), delete_table(table.family, &table.name)];
+    steps.extend(creation(table, 0)?);
+    Ok(steps)
+}
+
+/// Everything that makes a table where there is none; with NLM_F_EXCL it is refused where there is one.
+pub(super) fn creation(table: &Table, flags: u16) -> Result<Vec<Step>> {
+    named("table", &table.name)?;
+    let mut steps = vec![new_table(table, "adding", flags)];
     for (index, (name, set)) in table.sets.iter().enumerate() {
         steps.push(set_step(table, name, set, index)?);
         steps.extend(element_steps(table, name, set, &set.elements, NEW_ELEMENT)?);
@@ -68,6 +72,11 @@ pub(super) fn replacement(table: &Table) -> Result<Vec<Step>> {
         }
     }
     Ok(steps)
+}
+
+fn new_table(table: &Table, what: &str, flags: u16) -> Step {
+    let content = Attributes::after(&header(table.family)).text(1, &table.name);
+    step(format!("{what} {}", describe(table)), NEW_TABLE, NLM_F_CREATE | flags, content)
 }
 
 /// The removal of a table with everything in it.
@@ -92,9 +101,26 @@ pub(super) fn element_key(table: &Table, set: &str, element: &Element) -> Result
         Error::new(format!("reading set {set} of {}", describe(table)), Errno::EINVAL).because(reason)
     })?;
     let keys = encoded.into_iter().fold(Attributes::new(), |list, element| {
-        list.nested(1, element_attributes(&Encoded { data: Vec::new(), ..element }))
+        list.nested(1, element_attributes(&Encoded { data: Vec::new(), comment: String::new(), ..element }))
     });
     Ok(Attributes::after(&header(table.family)).text(1, &table.name).text(2, set).nested(3, keys))
+}
+
+/// The addition of elements to a set that has none of them, or else it is refused.
+pub(super) fn add_new_elements(table: &Table, set: &str, elements: &[Element]) -> Result<Vec<Step>> {
+    let mut steps = element_steps(table, set, find_set(table, set)?, elements, NEW_ELEMENT)?;
+    steps.iter_mut().for_each(|step| step.message.flags |= NLM_F_EXCL);
+    Ok(steps)
+}
+
+/// The addition of elements to a set in place of those with the same keys: the kernel leaves what is there as it is, so that
+/// each goes first, and to be able to go it has to be there.
+pub(super) fn put_elements(table: &Table, set: &str, elements: &[Element]) -> Result<Vec<Step>> {
+    let description = find_set(table, set)?;
+    let mut steps = element_steps(table, set, description, elements, NEW_ELEMENT)?;
+    steps.extend(element_steps(table, set, description, elements, DELETE_ELEMENT)?);
+    steps.extend(element_steps(table, set, description, elements, NEW_ELEMENT)?);
+    Ok(steps)
 }
 
 /// The steps between the marks that make them one transaction, of which the last is acknowledged.
@@ -187,7 +213,7 @@ impl Set {
     }
 }
 
-fn find_set<'a>(table: &'a Table, name: &str) -> Result<&'a Set> {
+pub(super) fn find_set<'a>(table: &'a Table, name: &str) -> Result<&'a Set> {
     let missing = || Error::new(format!("finding set {name} in {}", describe(table)), Errno::EINVAL);
     table.sets.get(name).ok_or_else(|| missing().because("the table's description has no such set"))
 }
@@ -247,6 +273,9 @@ fn element_attributes(element: &Encoded) -> Attributes {
     if !element.data.is_empty() {
         attributes = attributes.nested(2, value(&element.data));
     }
+    if !element.comment.is_empty() {
+        attributes = attributes.bytes(6, &note(&element.comment));
+    }
     attributes
 }
 
@@ -268,16 +297,21 @@ fn chain_step(table: &Table, chain: &Chain) -> Result<Step> {
 fn rule_step(table: &Table, chain: &Chain, rule: &Rule) -> Result<Step> {
     let comment = comment(table, chain, rule)?;
     let expressions = expressions(table, rule).map_err(|reason| rule_error(table, chain, rule, reason))?;
-    // The kernel keeps these bytes unread; the form is libnftnl's (type, length, text), so that nft shows the comment.
-    let mut note = vec![0, u8::try_from(comment.len() + 1).unwrap_or(u8::MAX)];
-    note.extend_from_slice(comment.as_bytes());
-    note.push(0);
     let content = Attributes::after(&header(table.family))
         .text(1, &table.name)
         .text(2, &chain.name)
         .bytes(4 | 0x8000, &expressions)
-        .bytes(7, &note);
+        .bytes(7, &note(&comment));
     Ok(step(rule_subject(table, chain, rule), NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, content))
+}
+
+/// A comment as user data. The kernel keeps these bytes unread; the form is libnftnl's (type, length, text), so that nft
+/// shows the comment.
+fn note(comment: &str) -> Vec<u8> {
+    let mut note = vec![0, u8::try_from(comment.len() + 1).unwrap_or(u8::MAX)];
+    note.extend_from_slice(comment.as_bytes());
+    note.push(0);
+    note
 }
 
 fn rule_subject(table: &Table, chain: &Chain, rule: &Rule) -> String {

@@ -233,7 +233,7 @@ impl<'a> Program<'a> {
             match field {
                 Field::Ipv4Address => self.guard(Family::Ip)?,
                 Field::Ipv6Address => self.guard(Family::Ip6)?,
-                Field::Protocol | Field::Port => {}
+                Field::Protocol | Field::Port | Field::InputDevice | Field::OutputDevice => {}
             }
         }
         let mut register = REGISTER;
@@ -245,6 +245,8 @@ impl<'a> Program<'a> {
                 Field::Ipv6Address => self.load_payload(NETWORK_HEADER, if source { 8 } else { 24 }, 16, register),
                 Field::Port => self.load_payload(TRANSPORT_HEADER, if source { 0 } else { 2 }, 2, register),
                 Field::Protocol => self.load_meta(META_L4PROTO, register),
+                Field::InputDevice => self.load_meta(META_IIFNAME, register),
+                Field::OutputDevice => self.load_meta(META_OIFNAME, register),
             }
             register += registers(*field);
         }
@@ -318,7 +320,7 @@ impl ConntrackState {
 /// How many registers of 32 bits a field takes.
 fn registers(field: Field) -> u32 {
     match field {
-        Field::Ipv6Address => 4,
+        Field::Ipv6Address | Field::InputDevice | Field::OutputDevice => 4,
         Field::Ipv4Address | Field::Protocol | Field::Port => 1,
     }
 }

@@ -44,7 +44,7 @@ pub(super) fn generation(socket: &mut Socket) -> Result<u32> {
         .map_err(|refusal| Error::new("reading the generation of nftables", refusal.errno).because(refusal.reason))
 }
 
-/// What the kernel has under the key of `element` in `set`, or none.
+/// What the kernel has under the key of `element` in `set`, or none; none too if there is no such set or table.
 pub(super) fn element(socket: &mut Socket, table: &Table, set: &str, element: &Element) -> Result<Option<Encoded>> {
     let content = super::encode::element_key(table, set, element)?;
     read(socket, table, GET_ELEMENT, NEW_ELEMENT, 0, content, |found, payload| {
@@ -122,7 +122,8 @@ fn sets(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, SetShape>
     })
 }
 
-fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<BTreeSet<Encoded>> {
+/// The elements of a set; none if there is no such set or table.
+pub(super) fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<BTreeSet<Encoded>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, set);
     read(socket, table, GET_ELEMENT, NEW_ELEMENT, NLM_F_DUMP, content, |found, payload| {
         let list = find(payload, 3).unwrap_or_default();
@@ -142,10 +143,15 @@ fn chain_found(payload: &[u8]) -> ChainShape {
 
 fn element_found(element: &[u8]) -> Encoded {
     let value = |kind| find(element, kind).and_then(|data| find(data, 1)).unwrap_or_default().to_vec();
-    Encoded { key: value(1), start: number(element, 3).unwrap_or(0) & ELEMENT_END == 0, data: value(2) }
+    Encoded {
+        key: value(1),
+        start: number(element, 3).unwrap_or(0) & ELEMENT_END == 0,
+        data: value(2),
+        comment: find(element, 6).and_then(note).unwrap_or_default(),
+    }
 }
 
-/// The comment in a rule's user data (libnftnl's form: type 0, length, text with NUL).
+/// The comment in the user data of a rule or element (libnftnl's form: type 0, length, text with NUL).
 fn note(bytes: &[u8]) -> Option<String> {
     let mut rest = bytes;
     while let [kind, length, tail @ ..] = rest {

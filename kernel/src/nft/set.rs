@@ -48,6 +48,10 @@ pub enum Field {
     Protocol,
     /// inet_service
     Port,
+    /// ifname: the device that the packet came in by
+    InputDevice,
+    /// ifname: the device that the packet goes out by
+    OutputDevice,
 }
 
 /// The value of one part of a key or of data.
@@ -59,6 +63,18 @@ pub enum Value {
     Protocol(Protocol),
     /// a transport port
     Port(u16),
+    /// the name of a device, with zeros up to IFNAMSIZ; see [`Value::device`]
+    Device([u8; 16]),
+}
+
+impl Value {
+    /// The name of a device; none if it is empty or longer than 15 bytes.
+    pub fn device(name: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        let fits = (1..bytes.len()).contains(&name.len()) && !name.contains('\0');
+        bytes.iter_mut().zip(name.bytes()).for_each(|(byte, letter)| *byte = letter);
+        fits.then_some(Value::Device(bytes))
+    }
 }
 
 impl From<IpAddr> for Value {
@@ -74,23 +90,31 @@ pub struct Element {
     pub key: Vec<Value>,
     /// one value for each field of the data
     pub data: Vec<Value>,
+    /// for people, and to tell whose it is, of at most 127 bytes; not for elements of interval sets
+    pub comment: String,
 }
 
 impl Element {
+    /// The same element with a comment.
+    #[must_use]
+    pub fn commented(self, comment: impl Into<String>) -> Self {
+        Element { comment: comment.into(), ..self }
+    }
+
     /// An entry of a map.
     pub fn entry(key: impl Into<Vec<Value>>, data: impl Into<Vec<Value>>) -> Self {
-        Element { key: key.into(), data: data.into() }
+        Element { key: key.into(), data: data.into(), comment: String::new() }
     }
 }
 
 impl From<IpAddr> for Element {
     fn from(address: IpAddr) -> Self {
-        Element { key: vec![address.into()], data: Vec::new() }
+        Element::entry([address.into()], [])
     }
 }
 
 impl From<IpNetwork> for Element {
     fn from(network: IpNetwork) -> Self {
-        Element { key: vec![Value::Address(network)], data: Vec::new() }
+        Element::entry([Value::Address(network)], [])
     }
 }

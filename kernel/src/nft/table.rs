@@ -200,6 +200,15 @@ pub enum Protocol {
     Sctp = 132,
 }
 
+impl Protocol {
+    /// The protocol with an IANA number, if it is one of these.
+    pub(super) fn numbered(number: u8) -> Option<Self> {
+        [Protocol::Icmp, Protocol::Tcp, Protocol::Udp, Protocol::Icmpv6, Protocol::Sctp]
+            .into_iter()
+            .find(|protocol| *protocol as u8 == number)
+    }
+}
+
 /// What a rule does to a packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Action {

@@ -149,6 +149,9 @@ impl Display for Protocol {
 impl Display for Element {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{}", joined(&self.key, " . "))?;
+        if !self.comment.is_empty() {
+            write!(f, " comment \"{}\"", self.comment)?;
+        }
         if !self.data.is_empty() {
             write!(f, " : {}", joined(&self.data, " . "))?;
         }
@@ -162,6 +165,7 @@ impl Display for Value {
             Value::Address(network) => write!(f, "{}", prefix(*network)),
             Value::Protocol(protocol) => write!(f, "{protocol}"),
             Value::Port(port) => write!(f, "{port}"),
+            Value::Device(name) => write!(f, "\"{}\"", String::from_utf8_lossy(name).trim_end_matches('\0')),
         }
     }
 }
@@ -190,6 +194,7 @@ impl Field {
             Field::Ipv6Address => "ipv6_addr",
             Field::Protocol => "inet_proto",
             Field::Port => "inet_service",
+            Field::InputDevice | Field::OutputDevice => "ifname",
         }
     }
 }
@@ -216,6 +221,8 @@ fn selectors(address: &str, port: &str, key: &[Field]) -> String {
         Field::Ipv6Address => format!("ip6 {address}"),
         Field::Protocol => "meta l4proto".into(),
         Field::Port => format!("th {port}"),
+        Field::InputDevice => "iifname".into(),
+        Field::OutputDevice => "oifname".into(),
     };
     joined(key.iter().map(selector), " . ")
 }

@@ -4,6 +4,7 @@
 mod drift;
 mod elements;
 mod listing;
+mod owned;
 mod sample;
 mod traffic;
 

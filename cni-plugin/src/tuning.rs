@@ -1,0 +1,114 @@
+//! `type: tuning`: kernel parameters and settings of the pod's interface, after the plugins that made it.
+
+mod backup;
+mod settings;
+
+use crate::add::open_sandbox;
+use crate::plugin::kernel_error;
+use backup::Backup;
+use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
+use kernel::netlink::{Link, Netlink};
+use kernel::netns::Netns;
+use kernel::{Mac, sysctl};
+use settings::Settings;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// `type: tuning`
+pub(crate) struct Tuning;
+
+impl Plugin for Tuning {
+    fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
+        let settings = Settings::parse(config, &sandbox.args, &sandbox.id.ifname)?;
+        let Some(mut result) = config.prev_result.clone() else {
+            return Err(config
+                .field("prevResult")
+                .invalid("missing: tuning comes after the plugin that makes the interface"));
+        };
+        let netns = open_sandbox(sandbox)?;
+        let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
+        if let Some(change) = settings.change() {
+            let link = find(&mut pod, &sandbox.id.ifname)?;
+            backup::directory(config)?.save(&config.name, &sandbox.id, &Backup::of(&link, &settings))?;
+            pod.set_link(link.index, &change).map_err(kernel_error)?;
+            if let (Some(old), Some(new)) = (link.mac, settings.mac) {
+                let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.ip()).collect();
+                lead_neighbours(&addresses, old, new).map_err(kernel_error)?;
+            }
+        }
+        let _inside = netns.enter().map_err(kernel_error)?;
+        settings.sysctls.iter().try_for_each(|(key, value)| sysctl::set(key, value)).map_err(kernel_error)?;
+        let is_it = |name: &str, netns: &str| name == sandbox.id.ifname && !netns.is_empty();
+        for interface in result.interfaces.iter_mut().filter(|interface| is_it(&interface.name, &interface.sandbox)) {
+            if let Some(mac) = settings.mac {
+                interface.mac = mac.to_string();
+            }
+            interface.mtu = settings.mtu.or(interface.mtu);
+        }
+        Ok(result)
+    }
+
+    /// Gives the interface its former settings back, where it is a device that outlives the pod. Sysctls go with the
+    /// sandbox.
+    fn del(
+        &self,
+        id: &AttachmentId,
+        netns: Option<&Path>,
+        _args: &Arguments,
+        config: &NetworkConfig,
+    ) -> Result<(), CniError> {
+        let directory = backup::directory(config)?;
+        if let (Some(backup), Some(netns)) = (directory.load(id), netns.and_then(|path| Netns::open(path).ok()))
+            && netns.id() != Netns::current().map_err(kernel_error)?.id()
+        {
+            let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
+            if let Some(link) = pod.link(&id.ifname).map_err(kernel_error)? {
+                pod.set_link(link.index, &backup.change()).map_err(kernel_error)?;
+            }
+        }
+        directory.remove(id)
+    }
+
+    fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
+        let settings = Settings::parse(config, &sandbox.args, &sandbox.id.ifname)?;
+        let netns = open_sandbox(sandbox)?;
+        let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
+        let mut differences = settings.differences(&find(&mut pod, &sandbox.id.ifname)?);
+        let _inside = netns.enter().map_err(kernel_error)?;
+        for (key, value) in &settings.sysctls {
+            let found = sysctl::get(key).map_err(kernel_error)?;
+            if !found.split_whitespace().eq(value.split_whitespace()) {
+                differences.push(format!("sysctl {key} is {found:?}, not {value:?}"));
+            }
+        }
+        match differences.as_slice() {
+            [] => Ok(()),
+            differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
+        }
+    }
+
+    fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
+        backup::directory(config)?.gc(&config.name, valid)
+    }
+
+    fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
+        Settings::parse(config, &Arguments::new(), "eth0").map(drop)
+    }
+}
+
+/// The host's neighbour entries for the pod follow its new hardware address.
+fn lead_neighbours(addresses: &[IpAddr], old: Mac, new: Mac) -> kernel::Result<()> {
+    let mut host = Netlink::open()?;
+    let entries = host.neighbours(None)?;
+    let is_pods = |ip: &IpAddr, mac: Option<Mac>| addresses.contains(ip) && mac == Some(old);
+    for entry in entries.iter().filter(|entry| is_pods(&entry.ip, entry.mac)) {
+        host.introduce_neighbour(entry.index, entry.ip, new)?;
+    }
+    Ok(())
+}
+
+fn find(pod: &mut Netlink, name: &str) -> Result<Link, CniError> {
+    let missing =
+        || CniError::new(Code::Kernel, format!("interface {name} is missing in the sandbox: nothing to tune"));
+    pod.link(name).map_err(kernel_error)?.ok_or_else(missing)
+}
