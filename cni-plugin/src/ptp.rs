@@ -5,7 +5,7 @@ use crate::plan::PodPlan;
 use cni_spec::IpAssignment;
 use ipnetwork::IpNetwork;
 use kernel::netlink::{Netlink, RouteSpec};
-use kernel::{Error, Result, sysctl};
+use kernel::{Error, POD_ROUTE_PROTOCOL, Result, sysctl};
 use nix::errno::Errno;
 use std::net::IpAddr;
 
@@ -28,7 +28,8 @@ pub(crate) fn connect(plan: &PodPlan, host: &mut Netlink, pod: &mut Netlink) -> 
             Err(error) if error.errno == Errno::EEXIST => {}
             added => added?,
         }
-        let to_pod = RouteSpec { dst: address.into(), dev: Some(near), ..RouteSpec::default() };
+        let to_pod =
+            RouteSpec { dst: address.into(), dev: Some(near), protocol: POD_ROUTE_PROTOCOL, ..RouteSpec::default() };
         host.replace_route(&to_pod)?;
         host.introduce_neighbour(near, address, plan.veth.mac)?;
 

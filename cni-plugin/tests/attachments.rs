@@ -288,3 +288,18 @@ fn a_node_that_is_not_ready_says_so() {
     let full = node.status(&config).unwrap_err();
     assert!(full.code == 50 && full.msg.contains("no IP addresses available"), "{full:?}");
 }
+
+/// The daemon removes routes of its own mark that no lease asks for: the node's routes to its `ptp` pods are none of them.
+#[test]
+fn the_daemon_has_nothing_to_do_with_the_routes_to_our_own_pods() {
+    let (node, pod) = (Node::new(), Netns::create().unwrap());
+    let mut config = node.bridge("1.0.0", &[IPV4, IPV6]);
+    config["type"] = "ptp".into();
+    node.add(eth0("c1", &pod), &config).unwrap();
+    assert!(ip(&node.host, "route show").contains("10.9.0.2 dev veth"), "{}", ip(&node.host, "route show"));
+    let scope = kernel::Scope { devices: ["flannel.1".into()].into(), networks: vec!["10.9.0.0/16".parse().unwrap()] };
+    let seen = kernel::observe(&mut Netlink::open_in(&node.host).unwrap(), &scope).unwrap();
+    assert_eq!(seen, kernel::Overlay::default());
+    node.del(eth0("c1", &pod), &config).unwrap();
+    node.assert_clean("deleted");
+}

@@ -30,5 +30,9 @@ pub use privilege::may_configure_network;
 /// The routing protocol number that marks our routes (`ip route show proto 251`; see rt_protos: 251 is unassigned).
 pub const ROUTE_PROTOCOL: u8 = 251;
 
+/// The routing protocol number of a node's routes to its own pods, which the plugins make: not the daemon's, which removes
+/// what carries its number and follows from no lease.
+pub const POD_ROUTE_PROTOCOL: u8 = 252;
+
 /// The alias of the devices that the daemon makes (`ip -details link show`).
 pub const LINK_ALIAS: &str = "flanneld-rs";

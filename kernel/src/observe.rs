@@ -195,6 +195,7 @@ mod tests {
             ("10.5.0.0/16", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", false),
             ("10.0.0.0/8", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", false),
             ("0.0.0.0/0", Some("192.0.2.3"), libc::RTPROT_BOOT, "eth0", false),
+            ("10.5.3.7/32", None, crate::POD_ROUTE_PROTOCOL, "veth1", false),
             ("fd00::/64", Some("2001:db8::3"), libc::RTPROT_BOOT, "eth0", false),
         ];
         for (dst, via, protocol, dev, adopted) in cases {
