@@ -2,6 +2,7 @@
 
 TARGET  := $(shell rustc -vV | sed -n 's/^host: //p')
 DIST    := dist
+BUILT   := $(or $(CARGO_TARGET_DIR),target)
 PREFIX  ?= /usr/local
 CNI_BIN ?= /opt/cni/bin
 ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
@@ -25,7 +26,7 @@ build:
 	RUSTFLAGS="$(STATIC)" cargo build --locked --target $(TARGET) --release -p flanneld-rs
 	@mkdir -p $(DIST)
 	@for file in plugin/cni-plugin plugin/host-local release/flanneld-rs; do \
-	  install target/$(TARGET)/$$file $(DIST)/.new && mv $(DIST)/.new $(DIST)/$${file#*/}; done
+	  install $(BUILT)/$(TARGET)/$$file $(DIST)/.new && mv $(DIST)/.new $(DIST)/$${file#*/}; done
 	@ls -l $(DIST)
 
 # Demo and benchmark are harnesses around the executables in dist/: quickly built, and their own probes inside pods.

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 /// How long answers are waited for after the last request.
 const STRAGGLERS: Duration = Duration::from_millis(200);
 
-/// How long answers are waited for while the stream runs.
-const ANSWERS_LIMIT: Duration = Duration::from_secs(10);
+/// How long a number of requests or answers is waited for while the stream runs.
+const COUNT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A running stream; [`Stream::stop`] ends it.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct Stream {
 #[derive(Debug, Default)]
 struct Progress {
     done: AtomicBool,
+    sent: AtomicUsize,
     answered: AtomicUsize,
 }
 
@@ -58,12 +59,13 @@ impl Stream {
 
     /// Waits until `number` more requests are answered than when this was called.
     pub fn wait_for_answers(&self, number: usize) -> Result<()> {
-        let answered = || self.progress.answered.load(Ordering::Relaxed);
-        let goal = answered() + number;
-        crate::eventually(ANSWERS_LIMIT, || match answered() {
-            now if now >= goal => Ok(()),
-            now => Err(format!("{now} of {goal} answers").into()),
-        })
+        wait_for(&self.progress.answered, number, "answers")
+    }
+
+    /// Waits until `number` more requests are sent than when this was called: at least `number` intervals of time, and more
+    /// on a machine that lets the stream stand still.
+    pub fn wait_for_requests(&self, number: usize) -> Result<()> {
+        wait_for(&self.progress.sent, number, "requests")
     }
 
     /// Ends the stream, waits a moment for answers that are on their way, and counts.
@@ -73,27 +75,38 @@ impl Stream {
     }
 }
 
+fn wait_for(counter: &AtomicUsize, number: usize, what: &str) -> Result<()> {
+    let goal = counter.load(Ordering::Relaxed) + number;
+    crate::eventually(COUNT_LIMIT, || match counter.load(Ordering::Relaxed) {
+        now if now >= goal => Ok(()),
+        now => Err(format!("{now} of {goal} {what}").into()),
+    })
+}
+
 fn run(target: IpAddr, interval: Duration, progress: &Progress) -> Result<Report> {
     let socket = socket_towards(target)?;
     socket.set_read_timeout(Some(STRAGGLERS))?;
     let receiver = socket.try_clone()?;
     let (answered, sent) = std::thread::scope(|scope| {
         let answered = scope.spawn(|| receive(&receiver, progress));
-        let sent = send(&socket, target, interval, &progress.done);
+        let sent = send(&socket, target, interval, progress);
         (answered.join(), sent)
     });
     Ok(Report::of(&sent, &answered.map_err(|_| "the receiver panicked")?))
 }
 
 /// The times of all requests; a request that the kernel refused (no route) is one that gets no answer.
-fn send(socket: &UdpSocket, target: IpAddr, interval: Duration, done: &AtomicBool) -> Vec<Instant> {
+///
+/// A stream that stood still does not make up for it: a burst would be lost in queues, and say nothing of the path.
+fn send(socket: &UdpSocket, target: IpAddr, interval: Duration, progress: &Progress) -> Vec<Instant> {
     let mut sent = Vec::new();
     let mut next = Instant::now();
-    while !done.load(Ordering::Relaxed) {
+    while !progress.done.load(Ordering::Relaxed) {
         let number = sent.len() as u64;
         sent.push(Instant::now());
         let _ = socket.send_to(&number.to_be_bytes(), SocketAddr::new(target, PORT));
-        next += interval;
+        progress.sent.store(sent.len(), Ordering::Relaxed);
+        next = (next + interval).max(Instant::now());
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     sent

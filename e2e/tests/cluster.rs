@@ -326,8 +326,8 @@ fn the_harness_notices_losses() {
     let stream = Stream::start(fabric.network(), host.address.into(), INTERVAL).unwrap();
     stream.wait_for_answers(10).unwrap();
     oracle::ip(&host.network, "link set eth0 down").unwrap();
-    // Ten times what is asked for below: on a busy machine the stream itself stands still for a while.
-    std::thread::sleep(SECOND);
+    // Twice what waits in the kernel for the neighbour, which is delivered once the wire is back (unres_qlen_bytes).
+    stream.wait_for_requests(600).unwrap();
     oracle::ip(&host.network, "link set eth0 up").unwrap();
     stream.wait_for_answers(10).unwrap();
     let report = stream.stop().unwrap();
