@@ -16,6 +16,7 @@ mod observe;
 mod overlay;
 mod privilege;
 pub mod sysctl;
+pub mod tun;
 #[cfg(feature = "watch")]
 pub mod watch;
 
