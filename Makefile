@@ -17,9 +17,10 @@ PACKAGES := etcd-server containerd runc containernetworking-plugins nftables ipt
 # Static executables: they run on any Linux of this architecture with nothing installed. The target is named so that
 # build scripts and procedural macros stay dynamic.
 STATIC := -C target-feature=+crt-static
-# The plugin is read for every pod. It aborts on panic, so that nothing reads the index of its unwind tables, and packed
-# relocations and segments are a twentieth of its size.
-SMALL  := $(STATIC) -C link-arg=-Wl,-z,pack-relative-relocs,-z,noseparate-code,--no-eh-frame-hdr
+# The plugin is read for every pod. It aborts on panic, so that nothing reads its unwind tables; packed relocations and
+# segments are another twentieth of its size.
+SMALL  := $(STATIC) -C link-arg=-Wl,-z,pack-relative-relocs,-z,noseparate-code,--no-eh-frame-hdr \
+          -C link-arg=-Wl,-T,cni-plugin/no-unwinding.ld
 
 build:
 	RUSTFLAGS="$(SMALL)" cargo build --locked --target $(TARGET) --profile plugin -p cni-plugin -p ipam
