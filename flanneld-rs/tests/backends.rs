@@ -7,7 +7,7 @@ use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::uplink::Uplink;
 use ipnetwork::IpNetwork;
-use kernel::{Overlay, Route};
+use kernel::{Overlay, Route, Tunnel};
 
 fn uplink() -> Uplink {
     Uplink {
@@ -54,7 +54,11 @@ fn a_vxlan_peer_is_a_neighbour_a_forwarding_entry_and_a_route_in_either_family()
     let Desired { overlay, left_out } = desired(&backend, &["10.5.1.0/24", "fd00:5:1::/64"], &peers);
     assert_eq!(left_out, [""; 0]);
     assert_eq!(overlay.links.keys().collect::<Vec<_>>(), ["flannel-v6.1", "flannel.1"]);
-    let (v4, v6) = (&overlay.links["flannel.1"], &overlay.links["flannel-v6.1"]);
+    let vxlan = |name: &str| match &overlay.links[name] {
+        Tunnel::Vxlan(link) => link,
+        other => panic!("{other}"),
+    };
+    let (v4, v6) = (vxlan("flannel.1"), vxlan("flannel-v6.1"));
     assert_eq!((v4.vni, v4.port, v4.mtu, v4.learning), (1, 8472, 1450, false));
     // The outer IPv6 header is 20 bytes longer; the kernel clamps to the same.
     assert_eq!((v6.mtu, v6.underlay.as_str()), (1430, "eth0"));

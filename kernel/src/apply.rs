@@ -90,7 +90,7 @@ impl<'a> Work<'a> {
                 self.netlink.delete_link(name).map(drop)
             }
             Change::CreateLink(name, link) => {
-                let made = self.netlink.create_vxlan(name, link, LINK_ALIAS);
+                let made = self.netlink.create_tunnel(name, link, LINK_ALIAS);
                 match made {
                     Ok(()) => drop(self.devices.remove(name)),
                     // What was to be on it need not be complained about as well.

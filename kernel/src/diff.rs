@@ -1,6 +1,6 @@
 //! From the observed to the desired state.
 
-use crate::{Change, LinkUpdate, Overlay, ROUTE_PROTOCOL, StrayRoute, VxlanLink};
+use crate::{Change, LinkUpdate, Overlay, ROUTE_PROTOCOL, StrayRoute, Tunnel};
 use std::collections::BTreeSet;
 
 /// The steps from `actual` to `desired`, in the order in which they must be carried out: what is in the way goes first, a
@@ -97,18 +97,16 @@ fn doomed_links<'a>(actual: &'a Overlay, desired: &'a Overlay) -> BTreeSet<&'a s
 }
 
 /// Whether a device would have to be made anew to become the other.
-fn is_another_device(found: &VxlanLink, wanted: &VxlanLink) -> bool {
-    let VxlanLink { vni, port, underlay, local, mac: _, mtu: _, learning, gbp } = found;
-    (vni, port, underlay, local, learning, gbp)
-        != (&wanted.vni, &wanted.port, &wanted.underlay, &wanted.local, &wanted.learning, &wanted.gbp)
+fn is_another_device(found: &Tunnel, wanted: &Tunnel) -> bool {
+    found.with(wanted.mtu(), wanted.mac()) != *wanted
 }
 
 fn link_updates<'a>(actual: &Overlay, desired: &'a Overlay, doomed: &BTreeSet<&str>) -> Vec<(&'a str, LinkUpdate)> {
-    let update = |(name, wanted): (&'a String, &VxlanLink)| {
+    let update = |(name, wanted): (&'a String, &Tunnel)| {
         let found = actual.links.get(name).filter(|_| !doomed.contains(name.as_str()))?;
         let update = LinkUpdate {
-            mac: (found.mac != wanted.mac).then_some(wanted.mac),
-            mtu: (found.mtu != wanted.mtu).then_some(wanted.mtu),
+            mac: wanted.mac().filter(|mac| found.mac() != Some(*mac)),
+            mtu: (found.mtu() != wanted.mtu()).then_some(wanted.mtu()),
             up: actual.drift.down.contains(name) && !desired.drift.down.contains(name),
         };
         (update != LinkUpdate::default()).then_some((name.as_str(), update))

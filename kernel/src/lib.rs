@@ -25,7 +25,7 @@ pub use diff::diff;
 pub use error::{Error, Result};
 pub use mac::Mac;
 pub use observe::{Scope, observe};
-pub use overlay::{Change, Drift, LinkUpdate, Overlay, Route, StrayRoute, VxlanLink};
+pub use overlay::{Change, Drift, IpipLink, LinkUpdate, Overlay, Route, StrayRoute, TunLink, Tunnel, VxlanLink};
 pub use privilege::may_configure_network;
 
 /// The routing protocol number that marks our routes (`ip route show proto 251`; see rt_protos: 251 is unassigned).

@@ -4,16 +4,19 @@ mod address;
 mod bridge;
 mod filter;
 mod ifb;
+mod ipip;
 mod link;
 mod neighbour;
 mod qdisc;
 mod route;
 pub mod socket;
 mod tc;
+mod tun;
 mod veth;
 mod vxlan;
 
 pub(crate) use address::{add_address_message, delete_address_message};
+pub use ipip::IpipAttributes;
 pub(crate) use link::delete_link_message;
 pub use link::{Link, LinkChange, LinkKind};
 pub use neighbour::{FdbEntry, Neighbour};
@@ -25,7 +28,7 @@ pub use veth::VethSpec;
 pub use vxlan::VxlanAttributes;
 
 use crate::netns::{Guard, Netns};
-use crate::{Error, Result};
+use crate::{Error, Result, Tunnel};
 use netlink_packet_core::{NlaBuffer, NlasIterator};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
@@ -61,6 +64,16 @@ impl Netlink {
     /// privilege (CAP_SYS_ADMIN) that a daemon in its own namespace need not have.
     pub(crate) fn enter(&self) -> Result<Option<Guard>> {
         if Netns::current()?.id() == self.netns.id() { Ok(None) } else { self.netns.enter().map(Some) }
+    }
+
+    /// Makes a device of an overlay, marks it with `alias` and switches it on. It ignores router advertisements and gets no
+    /// IPv6 link-local address.
+    pub fn create_tunnel(&mut self, name: &str, tunnel: &Tunnel, alias: &str) -> Result<()> {
+        match tunnel {
+            Tunnel::Vxlan(link) => self.create_vxlan(name, link, alias),
+            Tunnel::Ipip(link) => self.create_ipip(name, link, alias),
+            Tunnel::Tun(link) => self.create_tun(name, link, alias),
+        }
     }
 
     /// Carries out one request.
@@ -129,6 +142,8 @@ pub(crate) fn decode_as_everything(flags: u16, payload: &[u8]) {
     let _ = route::decode_entry(payload, IpAddr::from([0, 0, 0, 0]));
     let _ = socket::refusal(flags, payload);
     let _ = VxlanAttributes::decode(payload);
+    let _ = IpipAttributes::decode(payload);
+    let _ = tun::decode(payload);
     let _ = qdisc::decode(payload);
     let _ = filter::decode(payload);
 }

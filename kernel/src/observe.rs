@@ -1,7 +1,7 @@
 //! What the kernel has of the overlay.
 
 use crate::netlink::{Link, LinkKind, Netlink, RouteEntry, RouteKind};
-use crate::{Overlay, ROUTE_PROTOCOL, Result, Route, StrayRoute, VxlanLink};
+use crate::{IpipLink, Overlay, ROUTE_PROTOCOL, Result, Route, StrayRoute, TunLink, Tunnel, VxlanLink};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
     let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
     let mut overlay = Overlay::default();
     for link in links.iter().filter(|link| scope.devices.contains(&link.name)) {
-        match vxlan_link(link, &names) {
+        match tunnel(link, &names) {
             Some(found) => {
                 overlay.links.insert(link.name.clone(), found);
                 if !link.up {
@@ -71,17 +71,23 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 /// The device as we would have made it, or None if we would never make one like it.
-fn vxlan_link(link: &Link, names: &BTreeMap<u32, &str>) -> Option<VxlanLink> {
-    let LinkKind::Vxlan(vxlan) = &link.kind else { return None };
-    Some(VxlanLink {
-        vni: vxlan.vni,
-        port: vxlan.port,
-        underlay: (*names.get(&vxlan.underlay?)?).to_owned(),
-        local: vxlan.local?,
-        mac: link.mac?,
-        mtu: link.mtu,
-        learning: vxlan.learning,
-        gbp: vxlan.gbp,
+fn tunnel(link: &Link, names: &BTreeMap<u32, &str>) -> Option<Tunnel> {
+    let mtu = link.mtu;
+    Some(match &link.kind {
+        LinkKind::Vxlan(vxlan) => Tunnel::Vxlan(VxlanLink {
+            vni: vxlan.vni,
+            port: vxlan.port,
+            underlay: (*names.get(&vxlan.underlay?)?).to_owned(),
+            local: vxlan.local?,
+            mac: link.mac?,
+            mtu,
+            learning: vxlan.learning,
+            gbp: vxlan.gbp,
+        }),
+        // With a fixed remote end it would carry everything there.
+        LinkKind::Ipip(ipip) if ipip.remote.is_none() => Tunnel::Ipip(IpipLink { local: ipip.local?, mtu }),
+        LinkKind::Tun => Tunnel::Tun(TunLink { mtu }),
+        _ => return None,
     })
 }
 

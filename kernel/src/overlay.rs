@@ -5,13 +5,13 @@ use crate::netlink::RouteKind;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Everything a backend wants to exist in the kernel, or everything of ours that does exist. One value for both families.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlay {
     /// devices of ours, by name
-    pub links: BTreeMap<String, VxlanLink>,
+    pub links: BTreeMap<String, Tunnel>,
     /// addresses on devices of ours
     pub addresses: BTreeSet<(String, IpNetwork)>,
     /// routes by destination
@@ -27,7 +27,7 @@ pub struct Overlay {
 /// What stands between the observed and any desired state, and fits none of the fields of [`Overlay`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drift {
-    /// names of ours that are taken by devices which are no usable VXLAN device
+    /// names of ours that are taken by devices of a kind that we would not make
     pub obstacles: BTreeSet<String>,
     /// devices of ours that are switched off
     pub down: BTreeSet<String>,
@@ -50,6 +50,61 @@ pub struct StrayRoute {
     pub metric: Option<u32>,
     /// what happens to the packets
     pub kind: RouteKind,
+}
+
+/// A device of ours, by its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// VXLAN
+    Vxlan(VxlanLink),
+    /// IPv4 in IPv4
+    Ipip(IpipLink),
+    /// packets go to a process
+    Tun(TunLink),
+}
+
+impl Tunnel {
+    /// MTU in bytes.
+    pub fn mtu(&self) -> u32 {
+        match self {
+            Tunnel::Vxlan(link) => link.mtu,
+            Tunnel::Ipip(link) => link.mtu,
+            Tunnel::Tun(link) => link.mtu,
+        }
+    }
+
+    /// Hardware address, where the kind has one.
+    pub fn mac(&self) -> Option<Mac> {
+        match self {
+            Tunnel::Vxlan(link) => Some(link.mac),
+            Tunnel::Ipip(_) | Tunnel::Tun(_) => None,
+        }
+    }
+
+    /// The same device but for its MTU and hardware address, which can change while it lives.
+    pub fn with(&self, mtu: u32, mac: Option<Mac>) -> Self {
+        match self {
+            Tunnel::Vxlan(link) => Tunnel::Vxlan(VxlanLink { mtu, mac: mac.unwrap_or(link.mac), ..link.clone() }),
+            Tunnel::Ipip(link) => Tunnel::Ipip(IpipLink { mtu, ..link.clone() }),
+            Tunnel::Tun(_) => Tunnel::Tun(TunLink { mtu }),
+        }
+    }
+}
+
+/// A device that puts IPv4 packets into IPv4 packets (RFC 2003), to whatever gateway a route names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpipLink {
+    /// outer source address
+    pub local: Ipv4Addr,
+    /// MTU in bytes
+    pub mtu: u32,
+}
+
+/// A persistent TUN device, which a process may or may not hold ([`crate::tun`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunLink {
+    /// MTU in bytes
+    pub mtu: u32,
 }
 
 /// A VXLAN device (RFC 7348; attributes as flannel sets them).
@@ -99,7 +154,7 @@ pub enum Change {
     /// remove a device
     DeleteLink(String),
     /// make a device and bring it up
-    CreateLink(String, VxlanLink),
+    CreateLink(String, Tunnel),
     /// bring back what can change on a living device
     UpdateLink(String, LinkUpdate),
     /// add an address
@@ -135,9 +190,7 @@ impl fmt::Display for Change {
             Change::DeleteNeighbour(dev, ip) => write!(f, "removing neighbour {ip} dev {dev}"),
             Change::DeleteAddress(dev, address) => write!(f, "removing address {address} dev {dev}"),
             Change::DeleteLink(dev) => write!(f, "deleting link {dev}"),
-            Change::CreateLink(dev, link) => {
-                write!(f, "creating vxlan {dev} id {} local {} dev {}", link.vni, link.local, link.underlay)
-            }
+            Change::CreateLink(dev, link) => write!(f, "creating {dev} {link}"),
             Change::UpdateLink(dev, update) => write!(f, "changing link {dev}{update}"),
             Change::AddAddress(dev, address) => write!(f, "adding address {address} dev {dev}"),
             Change::SetNeighbour(dev, ip, mac) => write!(f, "setting neighbour {ip} lladdr {mac} dev {dev}"),
@@ -145,6 +198,16 @@ impl fmt::Display for Change {
             Change::AddRoute(dst, route) => write!(f, "adding route {dst}{route}"),
             Change::ReplaceRoute(dst, route) => write!(f, "replacing route {dst}{route}"),
             Change::DeleteStray(stray) => write!(f, "removing route {stray}"),
+        }
+    }
+}
+
+impl fmt::Display for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tunnel::Vxlan(link) => write!(f, "vxlan id {} local {} dev {}", link.vni, link.local, link.underlay),
+            Tunnel::Ipip(link) => write!(f, "ipip local {}", link.local),
+            Tunnel::Tun(_) => f.write_str("tun"),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use ipnetwork::IpNetwork;
 use kernel::netlink::RouteKind;
-use kernel::{Change, Drift, Mac, Overlay, ROUTE_PROTOCOL, Route, StrayRoute, VxlanLink, diff};
+use kernel::{Change, Drift, Mac, Overlay, ROUTE_PROTOCOL, Route, StrayRoute, TunLink, Tunnel, VxlanLink, diff};
 use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
 use std::net::IpAddr;
@@ -35,11 +35,10 @@ fn carry_out(state: &mut Overlay, change: &Change) {
         }
         Change::UpdateLink(dev, update) => {
             let link = state.links.get_mut(&dev).unwrap();
-            if let Some(mac) = update.mac {
-                link.mac = mac;
+            if update.mac.is_some() {
                 state.neighbours.retain(|(on, _), _| *on != dev);
             }
-            link.mtu = update.mtu.unwrap_or(link.mtu);
+            *link = link.with(update.mtu.unwrap_or(link.mtu()), update.mac);
             if update.up {
                 assert!(state.drift.down.remove(&dev));
             }
@@ -76,7 +75,14 @@ fn network() -> impl Strategy<Value = IpNetwork> {
     ]
 }
 
-fn link() -> impl Strategy<Value = VxlanLink> {
+fn link() -> impl Strategy<Value = Tunnel> {
+    prop_oneof![
+        4 => vxlan().prop_map(Tunnel::Vxlan),
+        1 => prop_oneof![Just(1450u32), Just(1400)].prop_map(|mtu| Tunnel::Tun(TunLink { mtu })),
+    ]
+}
+
+fn vxlan() -> impl Strategy<Value = VxlanLink> {
     (1u32..3, mac(), prop_oneof![Just(1450u32), Just(1400)], any::<bool>()).prop_map(|(vni, mac, mtu, learning)| {
         VxlanLink {
             vni,

@@ -4,7 +4,9 @@
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink, RouteSpec, VethSpec};
 use kernel::netns::Netns;
-use kernel::{Change, Mac, Overlay, ROUTE_PROTOCOL, Route, Scope, VxlanLink, apply, diff, observe};
+use kernel::{
+    Change, IpipLink, Mac, Overlay, ROUTE_PROTOCOL, Route, Scope, TunLink, Tunnel, VxlanLink, apply, diff, observe,
+};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -112,7 +114,7 @@ fn vxlan(family: Family) -> VxlanLink {
 
 fn desire(overlay: &mut Overlay, family: Family, peers: u16) {
     let device = family.device().to_owned();
-    overlay.links.insert(device.clone(), vxlan(family));
+    overlay.links.insert(device.clone(), Tunnel::Vxlan(vxlan(family)));
     let own = family.subnet(0).network();
     overlay.addresses.insert((device.clone(), IpNetwork::from(own)));
     for peer in 1..=peers {
@@ -402,10 +404,52 @@ fn a_change_that_fails_is_told_and_the_others_are_made() {
 fn a_device_that_cannot_be_made_is_told_once() {
     let (mut node, mut desired) = (node(), desired(50));
     for link in desired.links.values_mut() {
-        link.underlay = "nowhere0".into();
+        let Tunnel::Vxlan(vxlan) = link else { continue };
+        vxlan.underlay = "nowhere0".into();
     }
     let changes = diff(&Overlay::default(), &desired);
     let failures = apply(&mut node.netlink, &changes);
     assert_eq!(failures.len(), 2, "{failures:?}");
     assert!(failures.iter().all(|failure| failure.to_string().contains("nowhere0")), "{failures:?}");
+}
+
+#[test]
+fn a_tun_device_is_kept_whoever_holds_it_and_comes_back() {
+    let mut node = node();
+    let mut wanted = Overlay::default();
+    wanted.links.insert("flannel.1".into(), Tunnel::Tun(TunLink { mtu: 1472 }));
+    wanted.addresses.insert(("flannel.1".into(), "10.64.0.0/32".parse().unwrap()));
+    wanted.routes.insert("10.64.0.0/10".parse().unwrap(), Route { via: None, dev: "flannel.1".into(), onlink: false });
+    reconcile(&mut node, &wanted);
+    let first = index(&mut node, "flannel.1");
+    let held = kernel::tun::Tun::open_in(node.netlink.netns(), "flannel.1").unwrap();
+    let down = LinkChange { up: Some(false), mtu: Some(1300), ..LinkChange::default() };
+    node.netlink.set_link(first, &down).unwrap();
+    reconcile(&mut node, &wanted);
+    assert_eq!(index(&mut node, "flannel.1"), first);
+    node.netlink.delete_link("flannel.1").unwrap();
+    reconcile(&mut node, &wanted);
+    assert_ne!(index(&mut node, "flannel.1"), first);
+    drop(held);
+    // From one kind to the other and back.
+    reconcile(&mut node, &desired(2));
+    reconcile(&mut node, &wanted);
+}
+
+#[test]
+fn a_kernel_without_ipip_is_told_from_a_failure() {
+    let mut node = node();
+    let mut wanted = Overlay::default();
+    let link = IpipLink { local: Ipv4Addr::new(192, 0, 2, 1), mtu: 1480 };
+    wanted.links.insert("flannel.1".into(), Tunnel::Ipip(link));
+    let actual = observe(&mut node.netlink, &scope()).unwrap();
+    let failures = apply(&mut node.netlink, &diff(&actual, &wanted));
+    if failures.is_empty() {
+        // This kernel has them.
+        reconcile(&mut node, &wanted);
+        return;
+    }
+    eprintln!("this kernel has no ipip devices: only their absence is tested");
+    let [failure] = failures.as_slice() else { panic!("{failures:?}") };
+    assert!(failure.to_string().contains("use backend vxlan or host-gw"), "{failure}");
 }

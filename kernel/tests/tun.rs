@@ -75,7 +75,7 @@ fn packets_pass_both_ways() {
 fn the_device_outlives_its_holder_and_is_adopted_as_it_is() {
     let (netns, mut netlink, tun) = node();
     let before = netlink.link("flannel0").unwrap().unwrap();
-    assert_eq!(before.kind, LinkKind::Other("tun".into()));
+    assert_eq!(before.kind, LinkKind::Tun);
     let busy = Tun::open_in(&netns, "flannel0").unwrap_err();
     assert_eq!(busy.errno, Errno::EBUSY);
     assert!(busy.to_string().contains("another process holds it"), "{busy}");
@@ -112,7 +112,7 @@ fn no_other_device_is_touched() {
         assert_eq!(Tun::open_in(&netns, name).unwrap_err().errno, Errno::EINVAL, "{name:?}");
     }
     let links = Netlink::open_in(&netns).unwrap().links().unwrap();
-    assert!(links.iter().all(|link| link.kind != LinkKind::Other("tun".into())), "{links:?}");
+    assert!(links.iter().all(|link| link.kind != LinkKind::Tun), "{links:?}");
 }
 
 #[cfg(feature = "watch")]

@@ -6,7 +6,7 @@ use crate::{Result, tools};
 use ipnetwork::{IpNetwork, Ipv4Network};
 use kernel::netlink::Netlink;
 use kernel::netns::Netns;
-use kernel::{Mac, Overlay, Route, Scope, VxlanLink, apply, diff, observe};
+use kernel::{Mac, Overlay, Route, Scope, Tunnel, VxlanLink, apply, diff, observe};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -49,7 +49,7 @@ fn overlay(peers: u32) -> Result<Overlay> {
         learning: false,
         gbp: false,
     };
-    overlay.links.insert(DEVICE.into(), link);
+    overlay.links.insert(DEVICE.into(), Tunnel::Vxlan(link));
     overlay.addresses.insert((DEVICE.into(), IpNetwork::V4(Ipv4Network::new(Ipv4Addr::new(10, 0, 0, 0), 32)?)));
     for peer in 1..=peers {
         let subnet = Ipv4Addr::from(u32::from_be_bytes([10, 0, 0, 0]) + (peer << 8));

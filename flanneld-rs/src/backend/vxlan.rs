@@ -7,7 +7,7 @@ use crate::lease::{Announcement, Endpoint, Lease};
 use crate::network_config;
 use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
-use kernel::{Mac, Route, VxlanLink};
+use kernel::{Mac, Route, Tunnel, VxlanLink};
 use serde::{Deserialize, Serialize};
 
 /// The backend type in leases.
@@ -97,7 +97,7 @@ impl Vxlan {
             let device = self.device(family);
             desired.overlay.links.insert(
                 device.clone(),
-                VxlanLink {
+                Tunnel::Vxlan(VxlanLink {
                     vni: self.config.vni,
                     port: self.config.port.unwrap_or(KERNEL_PORT),
                     underlay: uplink.name.clone(),
@@ -106,7 +106,7 @@ impl Vxlan {
                     mtu: self.device_mtu(uplink, family),
                     learning: self.config.learning,
                     gbp: self.config.gbp,
-                },
+                }),
             );
             desired.overlay.addresses.insert((device, IpNetwork::from(subnet.network())));
         }

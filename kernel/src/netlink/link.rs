@@ -1,9 +1,11 @@
 //! Links: network devices of every kind.
 
+use super::ipip::IpipAttributes;
 use super::socket::{Message, NLM_F_DUMP};
+use super::tun;
 use super::vxlan::VxlanAttributes;
 use super::{Netlink, attributes, refused};
-use crate::{Error, Mac, Result};
+use crate::{Error, Mac, Result, sysctl};
 use netlink_packet_core::{NlaBuffer, Parseable, ParseableParametrized};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
@@ -57,6 +59,10 @@ pub enum LinkKind {
     Veth,
     /// a VXLAN tunnel end point
     Vxlan(VxlanAttributes),
+    /// a tunnel of IPv4 in IPv4
+    Ipip(IpipAttributes),
+    /// a TUN device (a TAP device is of kind `Other`)
+    Tun,
     /// the loopback device
     Loopback,
     /// any other, by the kernel's name of its kind; empty for hardware
@@ -158,6 +164,29 @@ impl Netlink {
             return Err(refused(operation(), refusal));
         }
         Ok(())
+    }
+
+    /// The last step of making a tunnel device: it ignores router advertisements, and is up. A device that cannot be finished
+    /// is deleted again: half a device would be taken for a whole one by the next look.
+    pub(super) fn switch_on(&mut self, name: &str) -> Result<()> {
+        let finished = self.mute_and_switch_on(name);
+        if finished.is_err() {
+            let _ = self.delete_link(name);
+        }
+        finished
+    }
+
+    fn mute_and_switch_on(&mut self, name: &str) -> Result<()> {
+        let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
+        {
+            let _inside = self.enter()?;
+            if sysctl::exists(&accept_ra) {
+                sysctl::set(&accept_ra, "0")?;
+            }
+        }
+        let mut up = LinkChange { up: Some(true), ..LinkChange::default() }.body()?;
+        up.attributes.push(named(name)?);
+        self.request(Message::encode(libc::RTM_SETLINK, 0, &up), || format!("switching on {name}"))
     }
 
     /// Deletes the device called `name`; false if there is none. This takes some 20 ms, nearly all of it spent waiting
@@ -300,9 +329,12 @@ fn decode_info(info: &[u8], link: &mut Link) {
         match attribute.kind() {
             libc::IFLA_INFO_KIND => link.kind = kind_called(text(&attribute)),
             libc::IFLA_INFO_DATA => {
-                if let LinkKind::Vxlan(vxlan) = &mut link.kind {
-                    *vxlan = VxlanAttributes::decode(attribute.value());
-                }
+                link.kind = match std::mem::replace(&mut link.kind, LinkKind::Loopback) {
+                    LinkKind::Vxlan(_) => LinkKind::Vxlan(VxlanAttributes::decode(attribute.value())),
+                    LinkKind::Ipip(_) => LinkKind::Ipip(IpipAttributes::decode(attribute.value())),
+                    LinkKind::Tun => tun::decode(attribute.value()),
+                    other => other,
+                };
             }
             libc::IFLA_INFO_SLAVE_KIND => port_kind = text(&attribute).to_vec(),
             libc::IFLA_INFO_SLAVE_DATA if port_kind == b"bridge" => {
@@ -328,6 +360,8 @@ fn kind_called(name: &[u8]) -> LinkKind {
         b"bridge" => LinkKind::Bridge,
         b"veth" => LinkKind::Veth,
         b"vxlan" => LinkKind::Vxlan(VxlanAttributes::default()),
+        b"ipip" => LinkKind::Ipip(IpipAttributes::default()),
+        b"tun" => LinkKind::Tun,
         other => LinkKind::Other(String::from_utf8_lossy(other).into_owned()),
     }
 }

@@ -3,7 +3,7 @@
 use super::link::{LinkChange, named};
 use super::socket::{Message, NLM_F_CREATE, NLM_F_EXCL};
 use super::{Netlink, attributes};
-use crate::{Error, Result, VxlanLink, sysctl};
+use crate::{Error, Result, VxlanLink};
 use netlink_packet_core::Parseable;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use nix::errno::Errno;
@@ -63,25 +63,7 @@ impl Netlink {
         let mark = LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() };
         let mute = LinkChange { link_local: Some(false), ..LinkChange::default() };
         self.create(name, create, vec![mark.body()?, mute.body()?], operation)?;
-        let made = self.finish_vxlan(name);
-        if made.is_err() {
-            // Half a device would be taken for a whole one by the next look.
-            let _ = self.delete_link(name);
-        }
-        made
-    }
-
-    fn finish_vxlan(&mut self, name: &str) -> Result<()> {
-        let accept_ra = format!("net/ipv6/conf/{name}/accept_ra");
-        {
-            let _inside = self.enter()?;
-            if sysctl::exists(&accept_ra) {
-                sysctl::set(&accept_ra, "0")?;
-            }
-        }
-        let mut up = LinkChange { up: Some(true), ..LinkChange::default() }.body()?;
-        up.attributes.push(named(name)?);
-        self.request(Message::encode(libc::RTM_SETLINK, 0, &up), || format!("switching on {name}"))
+        self.switch_on(name)
     }
 }
 
