@@ -1,5 +1,6 @@
 //! Backends: what this node announces to the others, and how its kernel must look for the leases there are. Both are pure.
 
+mod desired;
 mod host_gw;
 mod vxlan;
 
@@ -11,6 +12,7 @@ use ipnetwork::IpNetwork;
 use kernel::{Mac, Overlay, Scope};
 use std::net::IpAddr;
 
+pub use desired::Desired;
 pub use host_gw::HostGw;
 pub use vxlan::Vxlan;
 
@@ -21,15 +23,6 @@ pub enum Backend {
     Vxlan(Vxlan),
     /// routes through the other nodes, which share a network segment
     HostGw(HostGw),
-}
-
-/// The kernel's state that a lease table asks for, and what could not be made of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Desired {
-    /// the state
-    pub overlay: Overlay,
-    /// peers left out, wholly or for one family, with the reason
-    pub left_out: Vec<String>,
 }
 
 impl Backend {
@@ -50,23 +43,43 @@ impl Backend {
         }
     }
 
-    /// How the kernel must look for `own` and its peers in `networks`. The own lease among `leases` is no peer.
-    pub fn desired(
-        &self,
-        networks: &PerFamily<IpNetwork>,
-        uplink: &Uplink,
-        own: &Lease,
-        leases: &LeaseTable,
-    ) -> Desired {
-        let mut desired = Desired::default();
-        let node = Node { networks, uplink, own };
-        let (peers, left_out) = node.peers(self.backend_type(), leases);
-        desired.left_out = left_out;
-        match self {
-            Backend::Vxlan(vxlan) => vxlan.desired(uplink, own, &peers, &mut desired),
-            Backend::HostGw(host_gw) => host_gw.desired(uplink, &peers, &mut desired),
+    /// How the kernel must look for `node` and its peers. The own lease among `leases` is no peer.
+    ///
+    /// It is a sum: what the node has for itself, and a part for each peer that depends on nothing but the node and that
+    /// peer. Where two parts meet, the first lease has the place, and it counts as [contested](Desired::contested).
+    pub fn desired(&self, node: &Node<'_>, leases: &LeaseTable) -> Desired {
+        let overlay = match self {
+            Backend::Vxlan(vxlan) => vxlan.base(node.uplink, node.own),
+            Backend::HostGw(_) => Overlay::default(),
+        };
+        self.add_peers(node, leases, Desired { overlay, ..Desired::default() })
+    }
+
+    /// The parts of these peers alone.
+    pub fn peers(&self, node: &Node<'_>, leases: &LeaseTable) -> Desired {
+        self.add_peers(node, leases, Desired::default())
+    }
+
+    fn add_peers(&self, node: &Node<'_>, leases: &LeaseTable, mut desired: Desired) -> Desired {
+        for lease in leases.iter().filter(|lease| lease.subnets != node.own.subnets) {
+            let mut parts = Vec::new();
+            for peer in node.peers(self.backend_type(), lease) {
+                match peer.and_then(|peer| self.reach(node.uplink, &peer)) {
+                    Ok(part) => parts.push(part),
+                    Err(reason) => desired.leave_out(lease, reason),
+                }
+            }
+            desired.put(lease, parts);
         }
         desired
+    }
+
+    /// What makes one family of a peer reachable, or why it cannot be.
+    fn reach(&self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
+        match self {
+            Backend::Vxlan(vxlan) => vxlan.reach(uplink, peer),
+            Backend::HostGw(host_gw) => host_gw.reach(uplink, peer),
+        }
     }
 
     fn backend_type(&self) -> &'static str {
@@ -101,35 +114,34 @@ impl Backend {
     }
 }
 
-/// This node, as far as it decides who its peers are.
-struct Node<'a> {
-    networks: &'a PerFamily<IpNetwork>,
-    uplink: &'a Uplink,
-    own: &'a Lease,
+/// This node, as far as what it wants for its peers depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// the pod network of each family
+    pub networks: &'a PerFamily<IpNetwork>,
+    /// the interface between nodes
+    pub uplink: &'a Uplink,
+    /// this node's lease
+    pub own: &'a Lease,
 }
 
 impl Node<'_> {
-    /// The peers, one for each lease and family, and the leases that are none, with the reason.
-    fn peers<'a>(&self, backend_type: &str, leases: &'a LeaseTable) -> (Vec<Peer<'a>>, Vec<String>) {
-        let (mut peers, mut left_out) = (Vec::new(), Vec::new());
-        for lease in leases.iter().filter(|lease| lease.subnets != self.own.subnets) {
-            let theirs = &lease.announcement.backend_type;
-            if theirs != backend_type {
-                left_out.push(format!("{lease}: its backend is {theirs:?}, ours {backend_type:?}"));
-                continue;
-            }
-            for (family, subnet) in lease.subnets.iter().filter(|(family, _)| self.own.subnets.get(*family).is_some()) {
-                let Some(endpoint) = lease.announcement.endpoints.get(family) else {
-                    left_out.push(format!("{lease}: it announces no public {family} address"));
-                    continue;
-                };
-                match self.objection(family, subnet, endpoint.public_ip) {
-                    Some(objection) => left_out.push(format!("{lease}: {objection}")),
-                    None => peers.push(Peer { lease, family, subnet: *subnet, endpoint }),
-                }
-            }
+    /// A peer for each family that this node and the lease have, or why there is none.
+    fn peers<'a>(&self, backend_type: &str, lease: &'a Lease) -> Vec<Result<Peer<'a>, String>> {
+        let theirs = &lease.announcement.backend_type;
+        if theirs != backend_type {
+            return vec![Err(format!("its backend is {theirs:?}, ours {backend_type:?}"))];
         }
-        (peers, left_out)
+        let shared = lease.subnets.iter().filter(|(family, _)| self.own.subnets.get(*family).is_some());
+        let peer = |(family, subnet): (Family, &IpNetwork)| {
+            let endpoint = lease.announcement.endpoints.get(family);
+            let endpoint = endpoint.ok_or_else(|| format!("it announces no public {family} address"))?;
+            match self.objection(family, subnet, endpoint.public_ip) {
+                Some(objection) => Err(objection),
+                None => Ok(Peer { family, subnet: *subnet, endpoint }),
+            }
+        };
+        shared.map(peer).collect()
     }
 
     /// Why no route to this subnet is made. A route takes the place of any other of the same prefix, so that an entry of the
@@ -155,7 +167,6 @@ impl Node<'_> {
 
 /// One family of another node's lease.
 struct Peer<'a> {
-    lease: &'a Lease,
     family: Family,
     subnet: IpNetwork,
     endpoint: &'a Endpoint,

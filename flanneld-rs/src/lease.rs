@@ -4,9 +4,11 @@ mod wire;
 
 use crate::family::PerFamily;
 use ipnetwork::IpNetwork;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use wire::{MAX_VALUE_BYTES, Malformed, parse_key};
 
@@ -75,29 +77,52 @@ impl Announcement {
     }
 }
 
-/// All leases of a store at one moment, in the order of their subnets.
+/// All leases of a store at one moment, in the order of their subnets. Copies share the leases, so that one is made for each
+/// change of a large cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LeaseTable(BTreeMap<Subnets, Lease>);
+pub struct LeaseTable(BTreeMap<Subnets, Arc<Lease>>);
 
 impl LeaseTable {
     /// Puts a lease in, in place of the one of the same subnets, which is returned.
-    pub fn insert(&mut self, lease: Lease) -> Option<Lease> {
+    pub fn insert(&mut self, lease: impl Into<Arc<Lease>>) -> Option<Arc<Lease>> {
+        let lease = lease.into();
         self.0.insert(lease.subnets, lease)
     }
 
     /// Takes the lease of these subnets out.
-    pub fn remove(&mut self, subnets: &Subnets) -> Option<Lease> {
+    pub fn remove(&mut self, subnets: &Subnets) -> Option<Arc<Lease>> {
         self.0.remove(subnets)
     }
 
     /// The lease of exactly these subnets.
     pub fn get(&self, subnets: &Subnets) -> Option<&Lease> {
-        self.0.get(subnets)
+        self.0.get(subnets).map(Arc::as_ref)
     }
 
     /// All leases, ordered by subnet.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.0.values()
+        self.0.values().map(Arc::as_ref)
+    }
+
+    /// The leases that are here and not in `later`, and those that are there and not here. One that was changed is in both.
+    pub fn changes_to(&self, later: &Self) -> (Self, Self) {
+        let (mut gone, mut new) = (Self::default(), Self::default());
+        let (mut here, mut there) = (self.0.values().peekable(), later.0.values().peekable());
+        loop {
+            let order = match (here.peek(), there.peek()) {
+                (Some(one), Some(other)) => one.subnets.cmp(&other.subnets),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return (gone, new),
+            };
+            let old = if order.is_le() { here.next() } else { None };
+            let now = if order.is_ge() { there.next() } else { None };
+            // Shared leases are recognised without a look at them.
+            if old != now {
+                gone.0.extend(old.map(|lease| (lease.subnets, lease.clone())));
+                new.0.extend(now.map(|lease| (lease.subnets, lease.clone())));
+            }
+        }
     }
 
     /// How many leases there are.
@@ -113,7 +138,7 @@ impl LeaseTable {
 
 impl FromIterator<Lease> for LeaseTable {
     fn from_iter<I: IntoIterator<Item = Lease>>(leases: I) -> Self {
-        Self(leases.into_iter().map(|lease| (lease.subnets, lease)).collect())
+        Self(leases.into_iter().map(|lease| (lease.subnets, Arc::new(lease))).collect())
     }
 }
 

@@ -1,7 +1,7 @@
 //! One pass from what there is to what there should be. Events only wake it; it looks at the kernel itself, and writes
 //! nothing where nothing differs.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Node};
 use crate::family::{Family, PerFamily};
 use crate::files::Files;
 use crate::firewall::{self, Policy};
@@ -123,8 +123,9 @@ impl Reconciler {
     }
 
     fn overlay(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable) -> Result<(), String> {
-        let desired = self.backend.desired(&self.config.networks(), uplink, own, leases);
-        self.health.note("peers left out", summary(&desired.left_out));
+        let networks = self.config.networks();
+        let desired = self.backend.desired(&Node { networks: &networks, uplink, own }, leases);
+        self.health.note("peers left out", summary(&desired.reasons()));
         let scope = self.backend.scope(&self.config);
         let actual = kernel::observe(&mut self.netlink, &scope).map_err(|error| error.to_string())?;
         let changes = kernel::diff(&actual, &desired.overlay);

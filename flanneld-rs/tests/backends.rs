@@ -1,7 +1,7 @@
 //! What the backends announce and desire: pure values, so that every case is a table row.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use flanneld_rs::backend::{Backend, Desired};
+use flanneld_rs::backend::{Backend, Desired, Node};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
@@ -42,7 +42,8 @@ fn desired(backend: &Backend, own: &[&str], peers: &[Lease]) -> Desired {
     let families: Vec<Family> = subnets(own).families().collect();
     let own = Lease { subnets: subnets(own), announcement: backend.announcement(&uplink(), &families) };
     let leases: LeaseTable = peers.iter().cloned().chain([own.clone()]).collect();
-    backend.desired(&subnets(&["10.5.0.0/16", "fd00:5::/32"]), &uplink(), &own, &leases)
+    backend
+        .desired(&Node { networks: &subnets(&["10.5.0.0/16", "fd00:5::/32"]), uplink: &uplink(), own: &own }, &leases)
 }
 
 const MAC2: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
@@ -51,8 +52,8 @@ const MAC2: &str = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
 fn a_vxlan_peer_is_a_neighbour_a_forwarding_entry_and_a_route_in_either_family() {
     let backend = backend(r#"{"Type": "vxlan"}"#);
     let peers = [peer("vxlan", &["10.5.2.0/24", "fd00:5:2::/64"], &["192.168.0.2", "2001:db8::2"], Some(MAC2))];
-    let Desired { overlay, left_out } = desired(&backend, &["10.5.1.0/24", "fd00:5:1::/64"], &peers);
-    assert_eq!(left_out, [""; 0]);
+    let Desired { overlay, left_out, contested } = desired(&backend, &["10.5.1.0/24", "fd00:5:1::/64"], &peers);
+    assert_eq!((left_out.len(), contested), (0, Overlay::default()));
     assert_eq!(overlay.links.keys().collect::<Vec<_>>(), ["flannel-v6.1", "flannel.1"]);
     let vxlan = |name: &str| match &overlay.links[name] {
         Tunnel::Vxlan(link) => link,
@@ -109,7 +110,7 @@ fn host_gw_and_direct_routing_go_through_the_node_itself() {
     let host_gw = desired(&backend(r#"{"Type": "host-gw"}"#), &["10.5.1.0/24"], &[near("host-gw"), far("host-gw")]);
     let routes = [("10.5.2.0/24".parse().unwrap(), through_node.clone())].into();
     assert_eq!(host_gw.overlay, Overlay { routes, ..Overlay::default() });
-    assert!(host_gw.left_out[0].contains("192.168.7.3 is not on the network of eth0"), "{:?}", host_gw.left_out);
+    assert!(host_gw.reasons()[0].contains("192.168.7.3 is not on the network of eth0"), "{host_gw:?}");
 
     let direct = backend(r#"{"Type": "vxlan", "DirectRouting": true}"#);
     let overlay = desired(&direct, &["10.5.1.0/24"], &[near("vxlan"), far("vxlan")]).overlay;
@@ -130,15 +131,16 @@ fn a_peer_that_makes_no_sense_is_left_out_with_the_reason_and_harms_no_other() {
         (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some("{\"VtepMAC\":\"fish\"}")), "fish"),
         (peer("vxlan", &["10.5.3.0/24"], &[], None), "announces no public IPv4 address"),
         (peer("vxlan", &["10.5.0.0/20"], &["192.168.0.3"], Some(MAC2)), "overlaps our own 10.5.1.0/24"),
-        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some(MAC2)), "claimed by 192.168.0.2 too"),
+        (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some(MAC2)), "c6:d2:32:6f:8f:44 leads to 192.168.0.2"),
         // The underlay's own prefix: the route would take the place of the connected one, and cut the node off.
         (peer("vxlan", &["192.168.0.0/24"], &["203.0.113.3"], Some(MAC2)), "is no part of the pod network"),
         (peer("vxlan", &["10.4.0.0/15"], &["192.168.0.3"], Some(MAC2)), "overlaps our own 10.5.1.0/24"),
         (peer("vxlan", &["10.5.3.0/24"], &["10.5.3.9"], Some(MAC2)), "a node's own address in it, 10.5.3.9"),
         (peer("vxlan", &["10.5.3.0/24"], &["192.168.0.1"], Some(MAC2)), "192.168.0.1 is our own address"),
     ] {
-        let Desired { overlay, left_out } = desired(&backend, &["10.5.1.0/24"], &[good.clone(), bad]);
-        assert_eq!(overlay, alone, "{reason}");
+        let desired = desired(&backend, &["10.5.1.0/24"], &[good.clone(), bad]);
+        assert_eq!(desired.overlay, alone, "{reason}");
+        let left_out = desired.reasons();
         assert!(left_out.len() == 1 && left_out[0].contains(reason), "{left_out:?} should say {reason}");
     }
 }
@@ -153,7 +155,9 @@ fn an_underlay_inside_the_pod_network_is_never_routed_into_the_tunnel() {
         peer("vxlan", &["192.168.2.0/24"], &["192.168.0.2"], Some(MAC2)),
     ];
     let leases: LeaseTable = peers.into_iter().collect();
-    let Desired { overlay, left_out } = backend.desired(&subnets(&["192.168.0.0/16"]), &uplink(), &own, &leases);
+    let networks = subnets(&["192.168.0.0/16"]);
+    let desired = backend.desired(&Node { networks: &networks, uplink: &uplink(), own: &own }, &leases);
+    let (left_out, overlay) = (desired.reasons(), &desired.overlay);
     assert!(overlay.routes.keys().eq([&"192.168.2.0/24".parse().unwrap()]), "{overlay:?}");
     assert!(left_out.len() == 1 && left_out[0].contains("a node's own address in it, 192.168.0.1"), "{left_out:?}");
 }

@@ -14,6 +14,7 @@ pub mod netns;
 pub mod nft;
 mod observe;
 mod overlay;
+mod parts;
 mod privilege;
 pub mod sysctl;
 pub mod tun;

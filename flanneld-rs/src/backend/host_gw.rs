@@ -1,10 +1,10 @@
 //! host-gw: a route to each node's subnet through the node itself. No encapsulation; the nodes share a network segment.
 
-use super::{Desired, Peer};
+use super::Peer;
 use crate::family::{Family, PerFamily};
 use crate::lease::{Announcement, Endpoint};
 use crate::uplink::Uplink;
-use kernel::Route;
+use kernel::{Overlay, Route};
 
 /// The backend type in leases.
 pub(super) const TYPE: &str = "host-gw";
@@ -25,17 +25,13 @@ impl HostGw {
         Announcement { backend_type: TYPE.into(), endpoints }
     }
 
-    pub(super) fn desired(self, uplink: &Uplink, peers: &[Peer<'_>], desired: &mut Desired) {
-        for peer in peers {
-            if uplink.reaches_directly(peer.endpoint.public_ip) {
-                let route = Route { via: Some(peer.endpoint.public_ip), dev: uplink.name.clone(), onlink: false };
-                desired.overlay.routes.insert(peer.subnet, route);
-            } else {
-                desired.left_out.push(format!(
-                    "{}: {} is not on the network of {}, and host-gw has no way through a router",
-                    peer.lease, peer.endpoint.public_ip, uplink.name
-                ));
-            }
+    pub(super) fn reach(self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
+        let gateway = peer.endpoint.public_ip;
+        if !uplink.reaches_directly(gateway) {
+            let name = &uplink.name;
+            return Err(format!("{gateway} is not on the network of {name}, and host-gw has no way through a router"));
         }
+        let route = Route { via: Some(gateway), dev: uplink.name.clone(), onlink: false };
+        Ok(Overlay { routes: [(peer.subnet, route)].into(), ..Overlay::default() })
     }
 }

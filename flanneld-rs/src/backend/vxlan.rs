@@ -1,13 +1,13 @@
 //! VXLAN: one device for each family, and for each peer a neighbour entry, a forwarding entry and a route, as flannel has
 //! them: the peer's subnet is reached through the peer's own network address, which is the address of its device.
 
-use super::{Desired, Peer};
+use super::Peer;
 use crate::family::{Family, PerFamily};
 use crate::lease::{Announcement, Endpoint, Lease};
 use crate::network_config;
 use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
-use kernel::{Mac, Route, Tunnel, VxlanLink};
+use kernel::{Mac, Overlay, Route, Tunnel, VxlanLink};
 use serde::{Deserialize, Serialize};
 
 /// The backend type in leases.
@@ -91,11 +91,13 @@ impl Vxlan {
         self.config.mtu.unwrap_or(uplink.mtu).min(uplink.mtu).saturating_sub(overhead).max(68)
     }
 
-    pub(super) fn desired(&self, uplink: &Uplink, own: &Lease, peers: &[Peer<'_>], desired: &mut Desired) {
+    /// What this node has whoever its peers are: a device of each family, with its address.
+    pub(super) fn base(&self, uplink: &Uplink, own: &Lease) -> Overlay {
+        let mut base = Overlay::default();
         for (family, subnet) in own.subnets.iter() {
             let (Some(local), Some(mac)) = (uplink.local.get(family), self.mac(uplink, family)) else { continue };
             let device = self.device(family);
-            desired.overlay.links.insert(
+            base.links.insert(
                 device.clone(),
                 Tunnel::Vxlan(VxlanLink {
                     vni: self.config.vni,
@@ -108,39 +110,27 @@ impl Vxlan {
                     gbp: self.config.gbp,
                 }),
             );
-            desired.overlay.addresses.insert((device, IpNetwork::from(subnet.network())));
+            base.addresses.insert((device, IpNetwork::from(subnet.network())));
         }
-        for peer in peers {
-            self.reach(peer, uplink, desired);
-        }
+        base
     }
 
-    fn reach(&self, peer: &Peer<'_>, uplink: &Uplink, desired: &mut Desired) {
+    pub(super) fn reach(&self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
         let public_ip = peer.endpoint.public_ip;
+        let mut part = Overlay::default();
         if self.config.direct_routing && uplink.reaches_directly(public_ip) {
             let route = Route { via: Some(public_ip), dev: uplink.name.clone(), onlink: false };
-            desired.overlay.routes.insert(peer.subnet, route);
-            return;
+            part.routes.insert(peer.subnet, route);
+            return Ok(part);
         }
-        let vtep: Vtep = match serde_json::from_str(peer.endpoint.data.as_deref().unwrap_or("null")) {
-            Ok(vtep) => vtep,
-            Err(error) => {
-                let data = peer.endpoint.data.as_deref().unwrap_or("nothing");
-                desired
-                    .left_out
-                    .push(format!("{}: unusable {} backend data {data:?}: {error}", peer.lease, peer.family));
-                return;
-            }
-        };
-        let device = self.device(peer.family);
-        if let Some(other) = desired.overlay.fdb.get(&(device.clone(), vtep.mac)).filter(|other| **other != public_ip) {
-            // One MAC leads to one place; two nodes that claim it would take turns being unreachable.
-            desired.left_out.push(format!("{}: its VTEP address {} is claimed by {other} too", peer.lease, vtep.mac));
-            return;
-        }
-        let gateway = peer.subnet.network();
-        desired.overlay.neighbours.insert((device.clone(), gateway), vtep.mac);
-        desired.overlay.fdb.insert((device.clone(), vtep.mac), public_ip);
-        desired.overlay.routes.insert(peer.subnet, Route { via: Some(gateway), dev: device, onlink: true });
+        let data = peer.endpoint.data.as_deref();
+        let vtep: Vtep = serde_json::from_str(data.unwrap_or("null")).map_err(|error| {
+            format!("unusable {} backend data {:?}: {error}", peer.family, data.unwrap_or("nothing"))
+        })?;
+        let (device, gateway) = (self.device(peer.family), peer.subnet.network());
+        part.neighbours.insert((device.clone(), gateway), vtep.mac);
+        part.fdb.insert((device.clone(), vtep.mac), public_ip);
+        part.routes.insert(peer.subnet, Route { via: Some(gateway), dev: device, onlink: true });
+        Ok(part)
     }
 }
