@@ -61,6 +61,8 @@ struct Inspection<'a> {
     ips: Vec<&'a IpAssignment>,
     /// the host end
     host_end: String,
+    /// its MTU according to the result; a later plugin may have given the pod's end another one
+    host_mtu: Option<u32>,
     /// wired by us; the reference plugin names host ends at random and sets no neighbour entries
     ours: bool,
     differences: Vec<String>,
@@ -74,7 +76,8 @@ impl<'a> Inspection<'a> {
         let ours = attachment::host_veth(&sandbox.id);
         let on_host =
             |interface: &&Interface| interface.sandbox.is_empty() && Some(&interface.name) != parsed.bridge.as_ref();
-        let host_end = previous.interfaces.iter().find(on_host).map_or(&ours, |interface| &interface.name).clone();
+        let listed = previous.interfaces.iter().find(on_host);
+        let host_end = listed.map_or(&ours, |interface| &interface.name).clone();
         Inspection {
             parsed,
             previous,
@@ -83,6 +86,7 @@ impl<'a> Inspection<'a> {
             ips: previous.ips.iter().filter(is_here).collect(),
             ours: host_end == ours,
             host_end,
+            host_mtu: listed.and_then(|interface| interface.mtu),
             differences: Vec::new(),
         }
     }
@@ -154,13 +158,12 @@ impl<'a> Inspection<'a> {
         if self.parsed.isolated && link.isolated == Some(false) {
             self.differs(format!("host interface {name} is not isolated"));
         }
-        self.inspect_mtu(&format!("host interface {name}"), link.mtu);
+        self.inspect_mtu(&format!("host interface {name}"), link.mtu, self.host_mtu);
     }
 
     /// Results before 1.1.0 do not tell the MTU: then it is that of the configuration.
-    fn inspect_mtu(&mut self, what: &str, mtu: u32) {
-        let wanted = self.interface.and_then(|interface| interface.mtu).or(self.parsed.mtu);
-        if let Some(wanted) = wanted.filter(|wanted| *wanted != mtu) {
+    fn inspect_mtu(&mut self, what: &str, mtu: u32, listed: Option<u32>) {
+        if let Some(wanted) = listed.or(self.parsed.mtu).filter(|wanted| *wanted != mtu) {
             self.differs(format!("{what} has MTU {mtu} instead of {wanted}"));
         }
     }
@@ -182,7 +185,7 @@ impl<'a> Inspection<'a> {
         if link.up == self.parsed.down {
             self.differs(format!("{name} is {}", if link.up { "up" } else { "down" }));
         }
-        self.inspect_mtu(&name, link.mtu);
+        self.inspect_mtu(&name, link.mtu, self.interface.and_then(|interface| interface.mtu));
         let present = pod.addresses_of(link.index)?;
         let wanted: Vec<_> = self.ips.iter().map(|ip| ip.address).collect();
         for address in wanted.iter().filter(|address| !present.contains(address)) {

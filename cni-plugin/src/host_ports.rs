@@ -234,6 +234,7 @@ fn take_down(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), Cn
     for forward in held {
         records.let_go(forward)?;
     }
+    record.forwards.iter().try_for_each(|forward| records.tidy(forward))?;
     let subnets: BTreeSet<_> =
         record.forwards.iter().map(|forward| (table::family(forward), forward.subnet())).collect();
     let mut broken = BTreeSet::new();

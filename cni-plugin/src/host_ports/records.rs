@@ -201,7 +201,11 @@ impl Records {
 
     /// Gives up a port that [`Records::holds`].
     pub(super) fn let_go(&self, forward: &Forward) -> Result<(), CniError> {
-        remove(&self.claim(forward))?;
+        remove(&self.claim(forward)).map(drop)
+    }
+
+    /// Removes what is left of a port that nobody claims, also by a process that was killed between that and the claim.
+    pub(super) fn tidy(&self, forward: &Forward) -> Result<(), CniError> {
         remove_if_empty(&self.port(forward)).map(drop)
     }
 
