@@ -11,7 +11,7 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # start their own servers, on ports and sockets of their own, and leave those of the system alone.
 PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace podman
 
-.PHONY: build demo test bench fuzz lint golden install clean packages
+.PHONY: build demo test bench soak fuzz lint golden install clean packages
 .DEFAULT_GOAL := build
 
 # Static executables: they run on any Linux of this architecture with nothing installed. The target is named so that
@@ -53,6 +53,11 @@ test: packages build
 
 bench: packages build
 	@$(HARNESS) bench -- $(ARGS)
+
+# Plugins killed at every system call, at random, and in crowds, for half an hour; ARGS="--seed N --cycles 1" does again what
+# failed, and ARGS=--help tells the rest. A sample of it is in make test.
+soak: packages build
+	@$(HARNESS) soak -- $(ARGS)
 
 # Everything that reads bytes from outside, each target for a bounded time, with the nightly compiler. What is found goes to
 # fuzz/artifacts; once mended, it stays as a test of the crate that read it.

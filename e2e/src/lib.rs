@@ -21,6 +21,7 @@ pub mod podman;
 pub mod probe;
 pub mod process;
 pub mod runner;
+pub mod soak;
 pub mod stream;
 pub mod supervise;
 pub mod table;

@@ -41,6 +41,9 @@ pub struct Runtime {
     pub node: Netns,
 }
 
+/// What is done with a plugin that was started, until it ended: its standard input still waits for the configuration.
+pub type Handling<'a> = &'a mut (dyn FnMut(Child, &[u8]) -> Result<Output> + Send);
+
 /// A plugin that failed: its own words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
@@ -129,10 +132,15 @@ impl Runtime {
     /// Attaches; the result of the last plugin. As the specification asks, a runtime whose ADD failed calls DEL itself:
     /// this does not, so that a test sees what the plugin left.
     pub fn add(&self, network: &Network, attachment: &Attachment) -> Result<Value> {
+        self.add_by(&mut to_its_end, network, attachment)
+    }
+
+    /// As [`Runtime::add`], with each plugin in the hands of `handling`.
+    pub fn add_by(&self, handling: Handling<'_>, network: &Network, attachment: &Attachment) -> Result<Value> {
         let mut previous = None;
         for plugin in network.plugins() {
             let config = network.config(plugin, Some(attachment), previous.as_ref());
-            previous = Some(self.invoke("ADD", &config, attachment)?);
+            previous = Some(self.finish(handling, "ADD", &config, &environment(attachment))?);
         }
         let result = previous.ok_or("a conflist without plugins")?;
         fs::create_dir_all(&self.cache)?;
@@ -142,9 +150,15 @@ impl Runtime {
 
     /// Detaches: every plugin from last to first; the first error ends it.
     pub fn del(&self, network: &Network, attachment: &Attachment) -> Result<()> {
+        self.del_by(&mut to_its_end, network, attachment)
+    }
+
+    /// As [`Runtime::del`], with each plugin in the hands of `handling`.
+    pub fn del_by(&self, handling: Handling<'_>, network: &Network, attachment: &Attachment) -> Result<()> {
         let previous = self.previous(network, attachment)?;
         for plugin in network.plugins().rev() {
-            self.invoke("DEL", &network.config(plugin, Some(attachment), previous.as_ref()), attachment)?;
+            let config = network.config(plugin, Some(attachment), previous.as_ref());
+            self.finish(handling, "DEL", &config, &environment(attachment))?;
         }
         match fs::remove_file(self.cached(network, attachment)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
@@ -156,18 +170,24 @@ impl Runtime {
     pub fn check(&self, network: &Network, attachment: &Attachment) -> Result<()> {
         let previous = self.previous(network, attachment)?;
         for plugin in network.plugins() {
-            self.invoke("CHECK", &network.config(plugin, Some(attachment), previous.as_ref()), attachment)?;
+            let config = network.config(plugin, Some(attachment), previous.as_ref());
+            self.finish(&mut to_its_end, "CHECK", &config, &environment(attachment))?;
         }
         Ok(())
     }
 
     /// Removes every attachment that is not in `valid` (container id, interface name).
     pub fn gc(&self, network: &Network, valid: &[(&str, &str)]) -> Result<()> {
+        self.gc_by(&mut to_its_end, network, valid)
+    }
+
+    /// As [`Runtime::gc`], with each plugin in the hands of `handling`.
+    pub fn gc_by(&self, handling: Handling<'_>, network: &Network, valid: &[(&str, &str)]) -> Result<()> {
         let valid: Vec<Value> = valid.iter().map(|(id, name)| json!({"containerID": id, "ifname": name})).collect();
         for plugin in network.plugins() {
             let mut config = network.config(plugin, None, None);
             config["cni.dev/valid-attachments"] = valid.clone().into();
-            self.finish("GC", &config, &[])?;
+            self.finish(handling, "GC", &config, &[])?;
         }
         Ok(())
     }
@@ -175,7 +195,7 @@ impl Runtime {
     /// Asks each plugin whether it could serve an ADD now.
     pub fn status(&self, network: &Network) -> Result<()> {
         for plugin in network.plugins() {
-            self.finish("STATUS", &network.config(plugin, None, None), &[])?;
+            self.finish(&mut to_its_end, "STATUS", &network.config(plugin, None, None), &[])?;
         }
         Ok(())
     }
@@ -192,14 +212,16 @@ impl Runtime {
         self.cache.join(format!("{}-{}-{}", network.name(), attachment.id, attachment.ifname))
     }
 
-    /// One call of one plugin for an attachment; the JSON that it printed, null if it printed nothing.
-    fn invoke(&self, verb: &str, config: &Value, attachment: &Attachment) -> Result<Value> {
-        self.finish(verb, config, &environment(attachment))
-    }
-
-    fn finish(&self, verb: &str, config: &Value, environment: &[(&str, &str)]) -> Result<Value> {
+    /// One call of one plugin; the JSON that it printed, null if it printed nothing.
+    fn finish(
+        &self,
+        handling: Handling<'_>,
+        verb: &str,
+        config: &Value,
+        environment: &[(&str, &str)],
+    ) -> Result<Value> {
         let name = config["type"].as_str().ok_or("a plugin without a type")?;
-        let output = self.run(&[], verb, config, environment)?;
+        let output = self.run(handling, &[], verb, config, environment)?;
         let printed = || serde_json::from_slice::<Value>(&output.stdout);
         if output.status.success() {
             return if output.stdout.trim_ascii().is_empty() { Ok(Value::Null) } else { Ok(printed()?) };
@@ -216,14 +238,23 @@ impl Runtime {
     /// strace), whatever becomes of it. Fault tests use this: it judges nothing and keeps nothing.
     pub fn call(&self, wrapper: &[&str], verb: &str, network: &Network, attachment: &Attachment) -> Result<Output> {
         let plugin = network.plugins().next().ok_or("a conflist without plugins")?;
-        self.run(wrapper, verb, &network.config(plugin, Some(attachment), None), &environment(attachment))
+        let config = network.config(plugin, Some(attachment), None);
+        self.run(&mut to_its_end, wrapper, verb, &config, &environment(attachment))
     }
 
     /// Starts the plugin in the node's namespace and waits for its end.
-    fn run(&self, wrapper: &[&str], verb: &str, config: &Value, environment: &[(&str, &str)]) -> Result<Output> {
+    fn run(
+        &self,
+        handling: Handling<'_>,
+        wrapper: &[&str],
+        verb: &str,
+        config: &Value,
+        environment: &[(&str, &str)],
+    ) -> Result<Output> {
         // The plugin inherits the namespace of the thread that starts it; nothing stands between us and it, which
         // matters where its time is measured.
-        self.node.run(|| Ok(self.start(wrapper, verb, config, environment)?.wait_with_output()?))?
+        let input = config.to_string();
+        self.node.run(|| handling(self.start(wrapper, verb, config, environment)?, input.as_bytes()))?
     }
 
     fn start(&self, wrapper: &[&str], verb: &str, config: &Value, environment: &[(&str, &str)]) -> Result<Child> {
@@ -240,13 +271,17 @@ impl Runtime {
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("CNI_COMMAND", verb).env("CNI_PATH", &self.plugins).envs(environment.iter().copied());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| format!("starting {}: {error}", executable.display()))?;
-        if let Some(mut input) = child.stdin.take() {
-            // A plugin that was killed, or that refuses before it reads, closes its end.
-            let _ = input.write_all(config.to_string().as_bytes());
-        }
-        Ok(child)
+        Ok(command.spawn().map_err(|error| format!("starting {}: {error}", executable.display()))?)
     }
+}
+
+/// Nothing befalls the plugin.
+fn to_its_end(mut child: Child, config: &[u8]) -> Result<Output> {
+    if let Some(mut input) = child.stdin.take() {
+        // A plugin that was killed, or that refuses before it reads, closes its end.
+        let _ = input.write_all(config);
+    }
+    Ok(child.wait_with_output()?)
 }
 
 /// The variables of a call for an attachment.

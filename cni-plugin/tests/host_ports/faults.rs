@@ -156,65 +156,6 @@ pub(crate) fn calls(world: &World, pod: &Netns, verb: &str, config: &Value) -> V
         .collect()
 }
 
-/// Kills `verb` of the chained plugin at every call that changes something, each time followed by DEL or GC.
-fn kill_everywhere(verb: &str) {
-    let world = World::new(Stack::Chain);
-    let bystander = Pod::start(&world, "bystander", &web(8080));
-    let (files, elements) = (sorted(world.files()), world.elements());
-    let pod = Netns::create().unwrap();
-    let mappings = json!([mapping(9090, 80, "tcp"), {"hostPort": 9091, "containerPort": 80, "hostIP": NODE[0]}]);
-    let mut config = world.configs(&mappings).remove(1);
-    config["prevResult"] = bystander.result.clone();
-    let prepare = || {
-        if verb == "DEL" {
-            world.node.add(eth0("c1", &pod), &config).unwrap();
-        }
-    };
-    prepare();
-    let calls = calls(&world, &pod, verb, &config);
-    world.node.del(eth0("c1", &pod), &config).unwrap();
-    let changing = |name: &str| {
-        ["open", "mkdir", "write", "rename", "symlink", "unlink", "rmdir", "send", "flock"]
-            .iter()
-            .any(|kind| name.starts_with(kind))
-    };
-    let changing: Vec<_> = calls.iter().filter(|(name, _)| changing(name)).collect();
-    assert!(changing.len() > 20, "{changing:?}");
-    for (index, (name, number)) in changing.into_iter().enumerate() {
-        prepare();
-        let inject = format!("--inject={name}:signal=KILL:when={number}");
-        run(&world, &pod, verb, &config, &["-o", "/dev/null", &inject]);
-        if index % 2 == 0 {
-            world.node.del(eth0("c1", &pod), &config).unwrap();
-        } else {
-            world.node.gc(&config, &[("bystander", "eth0")]).unwrap();
-        }
-        assert_eq!(sorted(world.files()), files, "{verb} killed at {name} {number}");
-        assert_eq!(world.elements(), elements, "{verb} killed at {name} {number}");
-        // And nobody is kept from the port.
-        if index % 8 == 0 {
-            world.node.add(eth0("c1", &pod), &config).unwrap();
-            world.node.del(eth0("c1", &pod), &config).unwrap();
-        }
-    }
-    assert_eq!(ask_tcp(&world.outside, NODE[0], 8080).unwrap().0, "bystander");
-}
-
-fn sorted<T: Ord>(mut items: Vec<T>) -> Vec<T> {
-    items.sort();
-    items
-}
-
-#[test]
-fn a_killed_add_leaves_nothing_that_del_and_gc_do_not_find() {
-    kill_everywhere("ADD");
-}
-
-#[test]
-fn a_killed_del_leaves_nothing_that_del_and_gc_do_not_find() {
-    kill_everywhere("DEL");
-}
-
 /// What the `nft` program makes of the golden files is what our tables list as, but for the hashes behind the comments.
 #[test]
 fn the_tables_are_what_nft_makes_of_their_text() {
