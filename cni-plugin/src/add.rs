@@ -14,7 +14,7 @@ use crate::{masquerade, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
-use kernel::netlink::{Link, Netlink};
+use kernel::netlink::{Link, LinkChange, Netlink};
 use kernel::netns::Netns;
 use nix::errno::Errno;
 use std::net::IpAddr;
@@ -128,7 +128,7 @@ fn configure(
     if plan.veth.isolated
         && let Some(link) = host.link(&plan.veth.host)?
     {
-        host.set_isolated(link.index, true)?;
+        host.set_link(link.index, &LinkChange { isolated: Some(true), ..LinkChange::default() })?;
     }
     let addresses = || plan.ips.iter().map(|ip| ip.address.ip());
     match bridge {

@@ -1,6 +1,7 @@
 //! A small synchronous netlink socket and the kernel nouns spoken over it.
 
 mod address;
+pub(crate) mod attribute;
 mod bridge;
 mod filter;
 mod ifb;

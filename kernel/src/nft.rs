@@ -4,7 +4,6 @@
 //! Whether the kernel still holds what we programmed is asked with [`Nft::is_intact`], so that a pass over an unchanged
 //! node writes nothing.
 
-pub(crate) mod attribute;
 mod element;
 mod encode;
 mod expression;

@@ -84,7 +84,7 @@ fn a_veth_pair_is_born_on_both_sides_of_the_wall() {
     assert_eq!((near.peer, far.peer), (Some(far.index), Some(near.index)));
     assert_eq!(find(&mut host, "cbr0").mac, Some(Mac::derive("bridge")), "a port must not change the bridge's address");
 
-    host.set_hairpin(near.index, false).unwrap();
+    host.set_link(near.index, &LinkChange { hairpin: Some(false), ..LinkChange::default() }).unwrap();
     assert_eq!(host.link_by_index(near.index).unwrap().unwrap().hairpin, Some(false));
     assert_eq!(host.create_veth(&veth("veth0", &netns)).unwrap_err().errno, Errno::EEXIST);
     assert!(host.delete_link("veth0").unwrap());

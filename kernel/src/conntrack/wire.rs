@@ -1,8 +1,8 @@
 //! Entries as messages.
 
 use super::Pattern;
+use crate::netlink::attribute::{Attributes, attributes, find, number};
 use crate::netlink::socket::Message;
-use crate::nft::attribute::{Attributes, attributes, find, number};
 use std::net::IpAddr;
 
 /// NFNL_SUBSYS_CTNETLINK, shifted.

@@ -1,10 +1,10 @@
 //! Intermediate functional blocks: devices whose only purpose is a queue for packets that come in elsewhere.
 
 use super::Netlink;
-use super::link::{LinkChange, named};
-use super::socket::{Message, NLM_F_CREATE, NLM_F_EXCL};
+use super::attribute::Attributes;
+use super::link::{Body, LinkChange};
+use super::socket::{NLM_F_CREATE, NLM_F_EXCL};
 use crate::{Error, Result};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use nix::errno::Errno;
 
 impl Netlink {
@@ -16,17 +16,13 @@ impl Netlink {
         if self.link(name)?.is_some() {
             return Err(Error::new(operation(), Errno::EEXIST));
         }
-        let mut create = LinkMessage::default();
-        create.attributes.push(named(name)?);
-        create.attributes.push(LinkAttribute::Mtu(mtu));
-        create.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
-        let create = Message::encode(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &create);
+        let create = LinkChange { mtu: Some(mtu), ..LinkChange::default() }.applied_to(Body::named(name)?)?;
+        let create = create.of_kind("ifb", Attributes::new()).message(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL);
         let steps = [
             LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() },
             LinkChange { link_local: Some(false), ..LinkChange::default() },
             LinkChange { up: Some(true), ..LinkChange::default() },
         ];
-        let steps = steps.iter().map(LinkChange::body).collect::<Result<_>>()?;
-        self.create(name, create, steps, operation)
+        self.create(name, create, &steps, operation)
     }
 }

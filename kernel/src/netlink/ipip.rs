@@ -1,6 +1,6 @@
 //! Tunnels of IPv4 in IPv4 (RFC 2003).
 
-use super::link::{LinkChange, named};
+use super::link::{LinkChange, valid};
 use super::socket::{Message, NLM_F_CREATE, NLM_F_EXCL};
 use super::{Netlink, attributes};
 use crate::{Error, IpipLink, Result};
@@ -45,7 +45,7 @@ impl Netlink {
         let operation = || format!("creating ipip {name} (local {})", link.local);
         let mark = LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() };
         let mute = LinkChange { link_local: Some(false), ..LinkChange::default() };
-        let made = self.create(name, new_link(name, link)?, vec![mark.body()?, mute.body()?], operation);
+        let made = self.create(name, new_link(name, link)?, &[mark, mute], operation);
         made.map_err(|error| match error.errno {
             Errno::EOPNOTSUPP => Error { reason: LACKING.into(), ..error },
             _ => error,
@@ -67,7 +67,7 @@ fn new_link(name: &str, link: &IpipLink) -> Result<Message> {
     ];
     let mut body = LinkMessage::default();
     body.attributes.extend([
-        named(name)?,
+        LinkAttribute::IfName(valid(name)?.to_owned()),
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::IpIp), LinkInfo::Data(InfoData::IpTunnel(data))]),
     ]);

@@ -1,17 +1,15 @@
 //! Links: network devices of every kind.
 
+use super::attribute::{Attributes, attributes};
+use super::bridge::{IFLA_BRPORT_ISOLATED, IFLA_BRPORT_MODE};
 use super::ipip::IpipAttributes;
 use super::socket::{Message, NLM_F_DUMP};
 use super::tun;
 use super::vxlan::VxlanAttributes;
-use super::{Netlink, attributes, refused};
+use super::{Netlink, refused};
 use crate::{Error, Mac, Result, sysctl};
-use netlink_packet_core::{NlaBuffer, Parseable, ParseableParametrized};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, LinkAttribute, LinkExtentMask, LinkFlags, LinkHeader,
-    LinkMessage,
-};
+use netlink_packet_core::Emitable;
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use nix::errno::Errno;
 use std::fmt;
 
@@ -92,34 +90,37 @@ pub struct LinkChange {
     pub all_multicast: Option<bool>,
     /// length of the transmit queue, in packets
     pub transmit_queue: Option<u32>,
+    /// bridge port: packets may leave by the port they came in
+    pub hairpin: Option<bool>,
+    /// bridge port: packets pass to and from ports only that are not isolated themselves
+    pub isolated: Option<bool>,
 }
+
+/// linux/if_link.h
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_EUI64: u8 = 0;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 impl Netlink {
     /// All devices.
     pub fn links(&mut self) -> Result<Vec<Link>> {
-        let mut body = LinkMessage::default();
-        body.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let message = Message::encode(libc::RTM_GETLINK, NLM_F_DUMP, &body);
+        let message = Body::default().without_statistics().message(libc::RTM_GETLINK, NLM_F_DUMP);
         self.query(message, || "listing links".into(), decode)
     }
 
     /// The device called `name`, or None.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
-        let mut body = LinkMessage::default();
-        body.attributes.push(named(name)?);
-        self.get(body, || format!("looking up link {name}"))
+        self.get(Body::named(name)?, || format!("looking up link {name}"))
     }
 
     /// The device with this index, or None.
     pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>> {
-        let mut body = LinkMessage::default();
-        body.header.index = index;
-        self.get(body, || format!("looking up link number {index}"))
+        self.get(Body::numbered(index), || format!("looking up link number {index}"))
     }
 
-    fn get(&mut self, mut body: LinkMessage, operation: impl Fn() -> String) -> Result<Option<Link>> {
-        body.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.query(Message::encode(libc::RTM_GETLINK, 0, &body), &operation, |payload| Some(decode(payload))) {
+    fn get(&mut self, body: Body, operation: impl Fn() -> String) -> Result<Option<Link>> {
+        let message = body.without_statistics().message(libc::RTM_GETLINK, 0);
+        match self.query(message, &operation, |payload| Some(decode(payload))) {
             Ok(mut found) => match found.pop() {
                 Some(Some(link)) => Ok(Some(link)),
                 _ => Err(Error::new(operation(), Errno::EBADMSG)),
@@ -132,9 +133,9 @@ impl Netlink {
     /// Changes a device.
     pub fn set_link(&mut self, index: u32, change: &LinkChange) -> Result<()> {
         let operation = || format!("changing link number {index} ({change})");
-        let mut body = change.body()?;
-        body.header.index = index;
-        self.request(Message::encode(libc::RTM_SETLINK, 0, &body), operation)
+        let body = change.applied_to(Body::numbered(index))?;
+        // RTM_SETLINK would leave out the settings of ports.
+        self.request(body.message(libc::RTM_NEWLINK, 0), operation)
     }
 
     /// Creates a device and, in the same system call, changes it by name: the kernel takes an alias, an address
@@ -143,19 +144,18 @@ impl Netlink {
         &mut self,
         name: &str,
         create: Message,
-        mut changes: Vec<LinkMessage>,
+        changes: &[LinkChange],
         operation: impl Fn() -> String,
     ) -> Result<()> {
         let mut messages = vec![create];
-        for change in &mut changes {
-            change.attributes.push(named(name)?);
-            messages.push(Message::encode(libc::RTM_NEWLINK, 0, change));
+        for change in changes {
+            messages.push(change.message_to(name)?);
         }
         let refusals = self.batch(&messages).map_err(|refusal| refused(operation(), refusal))?;
         for (step, refusal) in refusals {
             let change = step.checked_sub(1).and_then(|step| changes.get(step));
             // Where IPv6 is switched off, there is no address generation that could be.
-            if refusal.errno == Errno::EAFNOSUPPORT && change.is_some_and(is_about_ipv6) {
+            if refusal.errno == Errno::EAFNOSUPPORT && change.is_some_and(|change| change.link_local.is_some()) {
                 continue;
             }
             if change.is_some() {
@@ -184,17 +184,14 @@ impl Netlink {
                 sysctl::set(&accept_ra, "0")?;
             }
         }
-        let mut up = LinkChange { up: Some(true), ..LinkChange::default() }.body()?;
-        up.attributes.push(named(name)?);
-        self.request(Message::encode(libc::RTM_SETLINK, 0, &up), || format!("switching on {name}"))
+        let up = LinkChange { up: Some(true), ..LinkChange::default() }.message_to(name)?;
+        self.request(up, || format!("switching on {name}"))
     }
 
     /// Deletes the device called `name`; false if there is none. This takes some 20 ms, nearly all of it spent waiting
     /// after the device is gone: see [`crate::detached`].
     pub fn delete_link(&mut self, name: &str) -> Result<bool> {
-        let mut body = LinkMessage::default();
-        body.attributes.push(named(name)?);
-        let message = Message::encode(libc::RTM_DELLINK, 0, &body);
+        let message = Body::named(name)?.message(libc::RTM_DELLINK, 0);
         self.request_unless(message, &[Errno::ENODEV], || format!("deleting link {name}"))
     }
 
@@ -206,9 +203,13 @@ impl Netlink {
 }
 
 impl LinkChange {
-    /// The change as a message body that does not say yet which device is meant.
-    pub(super) fn body(&self) -> Result<LinkMessage> {
-        let mut body = LinkMessage::default();
+    /// The request to change the device called `name`. (RTM_SETLINK would leave out the settings of ports.)
+    pub(super) fn message_to(&self, name: &str) -> Result<Message> {
+        Ok(self.applied_to(Body::named(name)?)?.message(libc::RTM_NEWLINK, 0))
+    }
+
+    /// Has `body`, which says which device is meant, ask for the change.
+    pub(super) fn applied_to(&self, mut body: Body) -> Result<Body> {
         let flags = [
             (self.up, LinkFlags::Up),
             (self.promiscuous, LinkFlags::Promisc),
@@ -220,21 +221,87 @@ impl LinkChange {
                 body.header.flags.set(flag, on);
             }
         }
-        let attributes = &mut body.attributes;
-        attributes.extend(self.mtu.map(LinkAttribute::Mtu));
-        attributes.extend(self.transmit_queue.map(LinkAttribute::TxQueueLen));
-        attributes.extend(self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        // Index 0 takes it out of the bridge.
-        attributes.extend(self.master.map(|master| LinkAttribute::Controller(master.unwrap_or(0))));
-        attributes.extend(self.alias.clone().map(LinkAttribute::IfAlias));
-        if let Some(name) = &self.name {
-            attributes.push(named(name)?);
+        let mut attributes = body.attributes;
+        let numbers = [
+            (libc::IFLA_MTU, self.mtu),
+            (libc::IFLA_TXQLEN, self.transmit_queue),
+            // Index 0 takes it out of the bridge.
+            (libc::IFLA_MASTER, self.master.map(|master| master.unwrap_or(0))),
+        ];
+        for (kind, number) in numbers {
+            if let Some(number) = number {
+                attributes = attributes.native(kind, number);
+            }
         }
-        attributes.extend(self.link_local.map(|wanted| {
-            let mode = if wanted { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
-        }));
-        Ok(body)
+        if let Some(mac) = self.mac {
+            attributes = attributes.bytes(libc::IFLA_ADDRESS, &mac.0);
+        }
+        if let Some(alias) = &self.alias {
+            attributes = attributes.text(libc::IFLA_IFALIAS, alias);
+        }
+        if let Some(name) = &self.name {
+            attributes = attributes.text(libc::IFLA_IFNAME, valid(name)?);
+        }
+        if let Some(wanted) = self.link_local {
+            let mode = if wanted { IN6_ADDR_GEN_MODE_EUI64 } else { IN6_ADDR_GEN_MODE_NONE };
+            let inet6 = Attributes::new().bytes(IFLA_INET6_ADDR_GEN_MODE, &[mode]);
+            attributes = attributes.nested(libc::IFLA_AF_SPEC, Attributes::new().nested(libc::AF_INET6 as u16, inet6));
+        }
+        let port = [(IFLA_BRPORT_MODE, self.hairpin), (IFLA_BRPORT_ISOLATED, self.isolated)];
+        let port = port.into_iter().filter_map(|(kind, on)| Some((kind, u8::from(on?))));
+        let port = port.fold(Attributes::new(), |port, (kind, on)| port.bytes(kind, &[on]));
+        if port.len() > 0 {
+            let info = Attributes::new().text(libc::IFLA_INFO_SLAVE_KIND, "bridge");
+            attributes = attributes.nested(libc::IFLA_LINKINFO, info.nested(libc::IFLA_INFO_SLAVE_DATA, port));
+        }
+        Ok(Body { header: body.header, attributes })
+    }
+}
+
+/// What is said of a link. The message library's own type for this knows every attribute of every kind of device, and is a
+/// quarter of a megabyte in whatever uses it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Body {
+    pub(super) header: LinkHeader,
+    pub(super) attributes: Attributes,
+}
+
+impl Body {
+    /// About the device called `name`.
+    pub(super) fn named(name: &str) -> Result<Self> {
+        Ok(Body { attributes: Attributes::new().text(libc::IFLA_IFNAME, valid(name)?), ..Body::default() })
+    }
+
+    /// About the device with this index.
+    pub(super) fn numbered(index: u32) -> Self {
+        let mut body = Body::default();
+        body.header.index = index;
+        body
+    }
+
+    /// Of the kind `kind`, described by `data`.
+    pub(super) fn of_kind(self, kind: &str, data: Attributes) -> Self {
+        let info = Attributes::new().text(libc::IFLA_INFO_KIND, kind);
+        let info = if data.len() > 0 { info.nested(libc::IFLA_INFO_DATA, data) } else { info };
+        Body { attributes: self.attributes.nested(libc::IFLA_LINKINFO, info), ..self }
+    }
+
+    /// The answer need not count packets.
+    fn without_statistics(self) -> Self {
+        Body { attributes: self.attributes.native(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32), ..self }
+    }
+
+    /// Its wire form.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.header.buffer_len()];
+        self.header.emit(&mut bytes);
+        bytes.extend_from_slice(self.attributes.as_bytes());
+        bytes
+    }
+
+    /// A message of it.
+    pub(super) fn message(&self, kind: u16, flags: u16) -> Message {
+        Message { kind, flags, payload: self.bytes() }
     }
 }
 
@@ -248,6 +315,8 @@ impl fmt::Display for LinkChange {
             self.alias.as_ref().map(|alias| format!("alias {alias:?}")),
             self.name.as_ref().map(|name| format!("name {name:?}")),
             self.link_local.map(|wanted| format!("link-local address {wanted}")),
+            self.hairpin.map(|on| format!("hairpin {on}")),
+            self.isolated.map(|on| format!("isolated {on}")),
         ];
         let words: Vec<String> = words.into_iter().flatten().collect();
         f.write_str(&words.join(", "))
@@ -256,20 +325,18 @@ impl fmt::Display for LinkChange {
 
 /// RTM_DELLINK of the device with this index.
 pub(crate) fn delete_link_message(index: u32) -> Message {
-    let mut body = LinkMessage::default();
-    body.header.index = index;
-    Message::encode(libc::RTM_DELLINK, 0, &body)
+    Body::numbered(index).message(libc::RTM_DELLINK, 0)
 }
 
-/// A name as an attribute, if it can be one (`dev_valid_name` in the kernel); else the kernel would cut it off at a NUL.
-pub(super) fn named(name: &str) -> Result<LinkAttribute> {
+/// The name, if it can be one (`dev_valid_name` in the kernel); else the kernel would cut it off at a NUL.
+pub(super) fn valid(name: &str) -> Result<&str> {
     let fits = (1..libc::IFNAMSIZ).contains(&name.len());
     let forbidden = |c: char| c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace();
     if !fits || matches!(name, "." | "..") || name.contains(forbidden) {
         return Err(Error::new(format!("naming a link {name:?}"), Errno::EINVAL)
             .because("a link name has 1 to 15 bytes and no '/', ':' or white space"));
     }
-    Ok(LinkAttribute::IfName(name.to_owned()))
+    Ok(name)
 }
 
 pub(super) fn decode(payload: &[u8]) -> Option<Link> {
@@ -292,24 +359,16 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
         transmit_queue: 0,
     };
     let mut lower = None;
-    for attribute in attributes(payload.get(16..)?) {
-        match attribute.kind() {
-            libc::IFLA_LINKINFO => decode_info(attribute.value(), &mut link),
-            libc::IFLA_ADDRESS => link.mac = attribute.value().try_into().ok().map(Mac),
-            libc::IFLA_IFNAME
-            | libc::IFLA_MTU
-            | libc::IFLA_LINK
-            | libc::IFLA_MASTER
-            | libc::IFLA_TXQLEN
-            | libc::IFLA_IFALIAS => match LinkAttribute::parse_with_param(&attribute, AddressFamily::Unspec).ok()? {
-                LinkAttribute::IfName(name) => link.name = name,
-                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::Link(index) => lower = Some(index),
-                LinkAttribute::Controller(index) => link.master = Some(index),
-                LinkAttribute::IfAlias(alias) => link.alias = alias,
-                LinkAttribute::TxQueueLen(length) => link.transmit_queue = length,
-                _ => {}
-            },
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            libc::IFLA_LINKINFO => decode_info(value, &mut link),
+            libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
+            libc::IFLA_IFNAME => link.name = text(value)?.to_owned(),
+            libc::IFLA_IFALIAS => link.alias = text(value)?.to_owned(),
+            libc::IFLA_MTU => link.mtu = number(value)?,
+            libc::IFLA_TXQLEN => link.transmit_queue = number(value)?,
+            libc::IFLA_LINK => lower = Some(number(value)?),
+            libc::IFLA_MASTER => link.master = Some(number(value)?),
             _ => {}
         }
     }
@@ -324,24 +383,24 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
 
 /// Reads IFLA_LINKINFO, in which the kind comes before the data that depends on it.
 fn decode_info(info: &[u8], link: &mut Link) {
-    let mut port_kind = Vec::new();
-    for attribute in attributes(info) {
-        match attribute.kind() {
-            libc::IFLA_INFO_KIND => link.kind = kind_called(text(&attribute)),
+    let mut is_port_of_bridge = false;
+    for (kind, value) in attributes(info) {
+        match kind {
+            libc::IFLA_INFO_KIND => link.kind = kind_called(trimmed(value)),
             libc::IFLA_INFO_DATA => {
                 link.kind = match std::mem::replace(&mut link.kind, LinkKind::Loopback) {
-                    LinkKind::Vxlan(_) => LinkKind::Vxlan(VxlanAttributes::decode(attribute.value())),
-                    LinkKind::Ipip(_) => LinkKind::Ipip(IpipAttributes::decode(attribute.value())),
-                    LinkKind::Tun => tun::decode(attribute.value()),
+                    LinkKind::Vxlan(_) => LinkKind::Vxlan(VxlanAttributes::decode(value)),
+                    LinkKind::Ipip(_) => LinkKind::Ipip(IpipAttributes::decode(value)),
+                    LinkKind::Tun => tun::decode(value),
                     other => other,
                 };
             }
-            libc::IFLA_INFO_SLAVE_KIND => port_kind = text(&attribute).to_vec(),
-            libc::IFLA_INFO_SLAVE_DATA if port_kind == b"bridge" => {
-                for setting in attributes(attribute.value()) {
-                    match InfoBridgePort::parse(&setting) {
-                        Ok(InfoBridgePort::HairpinMode(on)) => link.hairpin = Some(on),
-                        Ok(InfoBridgePort::Isolated(on)) => link.isolated = Some(on),
+            libc::IFLA_INFO_SLAVE_KIND => is_port_of_bridge = trimmed(value) == b"bridge",
+            libc::IFLA_INFO_SLAVE_DATA if is_port_of_bridge => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        IFLA_BRPORT_MODE => link.hairpin = value.first().map(|on| *on != 0),
+                        IFLA_BRPORT_ISOLATED => link.isolated = value.first().map(|on| *on != 0),
                         _ => {}
                     }
                 }
@@ -349,10 +408,6 @@ fn decode_info(info: &[u8], link: &mut Link) {
             _ => {}
         }
     }
-}
-
-fn is_about_ipv6(body: &LinkMessage) -> bool {
-    body.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::AfSpecUnspec(_)))
 }
 
 fn kind_called(name: &[u8]) -> LinkKind {
@@ -367,7 +422,14 @@ fn kind_called(name: &[u8]) -> LinkKind {
 }
 
 /// A string attribute without the NUL at its end.
-fn text<'a>(attribute: &'a NlaBuffer<&[u8]>) -> &'a [u8] {
-    let value = attribute.value();
+fn trimmed(value: &[u8]) -> &[u8] {
     value.strip_suffix(&[0]).unwrap_or(value)
+}
+
+fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(trimmed(value)).ok()
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
 }

@@ -1,7 +1,6 @@
 //! TUN devices as links. They are made through a device file ([`crate::tun`]); all else is netlink.
 
-use super::link::{LinkChange, LinkKind, named};
-use super::socket::Message;
+use super::link::{LinkChange, LinkKind};
 use super::{Netlink, attributes};
 use crate::tun::Tun;
 use crate::{Result, TunLink};
@@ -24,12 +23,10 @@ impl Netlink {
             let _inside = self.enter()?;
             Tun::open(name)?
         };
-        let mut size = LinkChange { mtu: Some(link.mtu), ..LinkChange::default() }.body()?;
-        size.attributes.push(named(name)?);
-        let size = Message::encode(libc::RTM_NEWLINK, 0, &size);
+        let size = LinkChange { mtu: Some(link.mtu), ..LinkChange::default() }.message_to(name)?;
         let mark = LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() };
         let mute = LinkChange { link_local: Some(false), ..LinkChange::default() };
-        self.create(name, size, vec![mark.body()?, mute.body()?], || format!("setting up TUN device {name}"))?;
+        self.create(name, size, &[mark, mute], || format!("setting up TUN device {name}"))?;
         drop(held);
         self.switch_on(name)
     }

@@ -1,13 +1,15 @@
 //! Pairs of virtual Ethernet devices.
 
 use super::Netlink;
-use super::bridge::hairpin;
-use super::link::{LinkChange, named};
-use super::socket::{Message, NLM_F_CREATE, NLM_F_EXCL};
+use super::attribute::Attributes;
+use super::link::{Body, LinkChange};
+use super::socket::{NLM_F_CREATE, NLM_F_EXCL};
 use crate::netns::Netns;
 use crate::{Mac, Result};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use std::os::fd::{AsFd, AsRawFd};
+
+/// linux/veth.h
+const VETH_INFO_PEER: u16 = 1;
 
 /// A veth pair to be made: the near end here, the peer in another namespace.
 #[derive(Clone, Copy, Debug)]
@@ -37,37 +39,27 @@ pub struct VethSpec<'a> {
 impl Netlink {
     /// Makes a veth pair. The near end gets no IPv6 link-local address. EEXIST if one of the names is taken.
     pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<()> {
-        let mut near = end(spec.name, spec.mac, spec.mtu)?;
-        near.attributes.extend(spec.master.map(LinkAttribute::Controller));
+        let near = LinkChange { mac: spec.mac, mtu: spec.mtu, master: spec.master.map(Some), ..LinkChange::default() };
         // The peer cannot be born switched on (ENOTCONN).
-        let mut peer = end(spec.peer_name, spec.peer_mac, spec.mtu)?;
-        peer.attributes.push(LinkAttribute::NetNsFd(spec.peer_netns.as_fd().as_raw_fd()));
-        near.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]));
-        let create = Message::encode(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &near);
-        let mark = LinkChange { alias: Some(spec.alias.to_owned()), ..LinkChange::default() };
-        let mute = LinkChange { link_local: Some(false), ..LinkChange::default() };
-        let mut steps = vec![mark.body()?, mute.body()?];
-        if spec.master.is_some() {
-            let mut port = LinkMessage::default();
-            port.attributes.push(hairpin(spec.hairpin));
-            steps.push(port);
-        }
-        if spec.up {
-            steps.push(LinkChange { up: Some(true), ..LinkChange::default() }.body()?);
-        }
-        self.create(spec.name, create, steps, || {
+        let peer = LinkChange { mac: spec.peer_mac, mtu: spec.mtu, ..LinkChange::default() };
+        let mut peer = peer.applied_to(Body::named(spec.peer_name)?)?;
+        let netns = u32::try_from(spec.peer_netns.as_fd().as_raw_fd()).unwrap_or(u32::MAX);
+        peer.attributes = peer.attributes.native(libc::IFLA_NET_NS_FD, netns);
+        let create = near
+            .applied_to(Body::named(spec.name)?)?
+            .of_kind("veth", Attributes::new().nested_bytes(VETH_INFO_PEER, &peer.bytes()))
+            .message(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL);
+        let steps = [
+            LinkChange { link_local: Some(false), ..LinkChange::default() },
+            LinkChange {
+                alias: Some(spec.alias.to_owned()),
+                hairpin: spec.master.map(|_| spec.hairpin),
+                up: spec.up.then_some(true),
+                ..LinkChange::default()
+            },
+        ];
+        self.create(spec.name, create, &steps, || {
             format!("creating veth {} with peer {} in another namespace", spec.name, spec.peer_name)
         })
     }
-}
-
-fn end(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> Result<LinkMessage> {
-    let mut body = LinkMessage::default();
-    body.attributes.push(named(name)?);
-    body.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-    body.attributes.extend(mtu.map(LinkAttribute::Mtu));
-    Ok(body)
 }

@@ -1,6 +1,6 @@
 //! VXLAN tunnel end points (RFC 7348).
 
-use super::link::{LinkChange, named};
+use super::link::{LinkChange, valid};
 use super::socket::{Message, NLM_F_CREATE, NLM_F_EXCL};
 use super::{Netlink, attributes};
 use crate::{Error, Result, VxlanLink};
@@ -62,7 +62,7 @@ impl Netlink {
         let create = new_link(name, link, underlay.index)?;
         let mark = LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() };
         let mute = LinkChange { link_local: Some(false), ..LinkChange::default() };
-        self.create(name, create, vec![mark.body()?, mute.body()?], operation)?;
+        self.create(name, create, &[mark, mute], operation)?;
         self.switch_on(name)
     }
 }
@@ -81,7 +81,7 @@ fn new_link(name: &str, link: &VxlanLink, underlay: u32) -> Result<Message> {
     data.extend(link.gbp.then_some(InfoVxlan::Gbp));
     let mut body = LinkMessage::default();
     body.attributes.extend([
-        named(name)?,
+        LinkAttribute::IfName(valid(name)?.to_owned()),
         LinkAttribute::Address(link.mac.0.to_vec()),
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),

@@ -1,9 +1,9 @@
 //! A table as messages of one transaction.
 
-use super::attribute::Attributes;
 use super::element::{self, Encoded};
 use super::expression::expressions;
 use super::{Chain, Element, Family, Hook, HookKind, HookPoint, Policy, Rule, Set, Table};
+use crate::netlink::attribute::Attributes;
 use crate::netlink::socket::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use crate::{Error, Result};
 use nix::errno::Errno;

@@ -1,8 +1,8 @@
 //! Rules as the kernel's small machine runs them: load into registers, compare, act (linux/netfilter/nf_tables.h).
 
-use super::attribute::Attributes;
 use super::element::octets;
 use super::{Action, ConntrackState, Family, Field, Interface, Match, Rule, Set, Table};
+use crate::netlink::attribute::Attributes;
 use ipnetwork::IpNetwork;
 
 const VERDICT: u32 = 0;

@@ -1,11 +1,11 @@
 //! The kernel's own account of a table.
 
-use super::attribute::{Attributes, attributes, find, number, text};
 use super::element::Encoded;
 use super::encode::{ELEMENT_END, GET_CHAIN, GET_ELEMENT, GET_GENERATION, GET_RULE, GET_SET, GET_TABLE};
 use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_GENERATION, NEW_RULE, NEW_SET, NEW_TABLE, describe, header, kind};
 use super::shape::{ChainShape, Detail, SetShape, Shape};
 use super::{Element, Family, Table};
+use crate::netlink::attribute::{Attributes, attributes, find, number, text};
 use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
 use crate::{Error, Result};
 use nix::errno::Errno;

@@ -1,4 +1,5 @@
-//! Netlink attributes (linux/netlink.h), as nftables uses them: numbers are big-endian, structures are nested.
+//! Netlink attributes (linux/netlink.h) in their wire form. Route netlink has its numbers in host order, nftables and
+//! conntrack in network order.
 
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
@@ -32,7 +33,12 @@ impl Attributes {
         self.bytes(kind, &bytes)
     }
 
-    /// Appends a number.
+    /// Appends a number in host order.
+    pub(crate) fn native(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// Appends a number in network order.
     pub(crate) fn number(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
@@ -46,6 +52,11 @@ impl Attributes {
     pub(crate) fn nested_bytes(mut self, kind: u16, inner: &[u8]) -> Self {
         self.append(kind | NLA_F_NESTED, inner);
         self
+    }
+
+    /// The bytes so far.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// The bytes so far.
@@ -86,7 +97,7 @@ pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
-/// The number in the first attribute of type `kind`.
+/// The number, in network order, in the first attribute of type `kind`.
 pub(crate) fn number(bytes: &[u8], kind: u16) -> Option<u32> {
     find(bytes, kind)?.first_chunk().map(|value| u32::from_be_bytes(*value))
 }
