@@ -17,6 +17,7 @@ pub use table::{MARK, TABLE, table};
 
 pub(crate) use mapping::directory;
 
+use crate::masquerade::unless_there_is_no_nftables;
 use crate::plugin::kernel_error;
 use crate::teardown::Failures;
 use cni_spec::{AttachmentId, CniError, Code};
@@ -101,7 +102,12 @@ impl HostPorts {
     /// # Errors
     /// As for [`HostPorts::withdraw`]; one attachment's failure does not keep the others.
     pub fn collect(&self, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
-        let Some(records) = Records::open_existing(&self.directory)? else { return Ok(()) };
+        let Some(records) = Records::open_existing(&self.directory)? else {
+            // If there ever were any, somebody removed them: nobody has a port.
+            let removed = Nft::open()
+                .and_then(|mut nft| FAMILIES.iter().try_for_each(|family| nft.delete(*family, TABLE).map(drop)));
+            return unless_there_is_no_nftables(removed).map_err(kernel_error);
+        };
         let living: BTreeSet<String> = valid.iter().map(records::key_of).collect();
         let mut failures = Failures::default();
         let mut nft = Nft::open().map_err(kernel_error)?;

@@ -67,7 +67,7 @@ pub(crate) fn remove(network: &str, id: &AttachmentId, addresses: &[IpAddr]) -> 
 }
 
 /// A kernel without nftables holds nothing that could be removed.
-fn unless_there_is_no_nftables(removed: Result<()>) -> Result<()> {
+pub(crate) fn unless_there_is_no_nftables(removed: Result<()>) -> Result<()> {
     match removed {
         Err(error) if matches!(error.errno, Errno::EPROTONOSUPPORT | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(()),
         other => other,

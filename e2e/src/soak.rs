@@ -6,12 +6,13 @@
 pub mod crowd;
 pub mod cycles;
 mod dice;
+pub mod ground;
 mod killer;
 pub mod progress;
-mod remains;
+pub mod remains;
 mod scene;
 pub mod walk;
-mod ways;
+pub mod ways;
 
 use crate::Result;
 use progress::Progress;

@@ -263,16 +263,16 @@ impl Ledger {
         disk::create(&draft, holder.text().as_bytes(), 0o600)?;
         let placed = match disk::link(&draft, &file) {
             Err(IpamError::Disk { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {
-                let nobodys = reservation::read(&file)?.is_nobodys();
-                if nobodys {
-                    disk::rename(&draft, &file)?;
-                }
-                nobodys
+                reservation::read(&file).and_then(|content| match content.is_nobodys() {
+                    true => disk::rename(&draft, &file).map(|()| true),
+                    false => Ok(false),
+                })
             }
-            linked => linked.map(|()| true)?,
+            linked => linked.map(|()| true),
         };
-        // From here on the address is reserved, and what fails is repaired by the next operation.
+        // Whatever came of it. If it fails, the next operation repairs it.
         disk::remove(&draft).ok();
+        let placed = placed?;
         if placed {
             disk::overwrite(&self.place.last_reserved(set), ip.to_string().as_bytes(), 0o600).ok();
             self.owners.add(&holder, ip);

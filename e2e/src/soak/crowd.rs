@@ -2,10 +2,11 @@
 //! random, for as long as one wants to look. No address may be had by two, nothing may stay, nobody may wait for ever.
 
 use super::dice::Dice;
+use super::ground::Ground;
 use super::killer::Killer;
 use super::progress::Progress;
 use super::remains::{Remains, devices};
-use super::scene::{Ground, Verb};
+use super::scene::Verb;
 use super::ways::{Size, WAYS, Way};
 use crate::Result;
 use crate::runner::{Attachment, Network};

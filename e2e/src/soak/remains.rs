@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 
 /// Lines, each with the number of its occurrences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Remains(BTreeMap<String, usize>);
+pub struct Remains(BTreeMap<String, usize>);
 
 impl Remains {
     /// Of the plugins on `node` that have their files in `directory`.
-    pub(super) fn on(node: &Netns, directory: &Path) -> Result<Self> {
+    pub fn on(node: &Netns, directory: &Path) -> Result<Self> {
         let mut remains = Remains::default();
         // The routes of IPv6 come with the devices, some of them late.
         let looks = "link show\nroute show table all\n";
@@ -62,7 +62,7 @@ impl Remains {
     }
 
     /// What `self` has more (+) or less (-) than `before`; none if they are alike.
-    pub(super) fn difference(&self, before: &Remains) -> Option<String> {
+    pub fn difference(&self, before: &Remains) -> Option<String> {
         let count = |of: &Remains, line: &String| of.0.get(line).copied().unwrap_or_default();
         let more = self.0.keys().filter(|line| count(self, line) > count(before, line)).map(|line| format!("+ {line}"));
         let less =
@@ -76,7 +76,7 @@ impl Remains {
 const MAY_BE_THERE: [&str; 3] = ["last_reserved_ip.", "released", "stamp"];
 
 /// The names of the devices in a pod.
-pub(super) fn devices(pod: &Netns) -> Result<Vec<String>> {
+pub fn devices(pod: &Netns) -> Result<Vec<String>> {
     let links = kernel::netlink::Netlink::open_in(pod)?.links()?;
     Ok(links.into_iter().map(|link| link.name).collect())
 }

@@ -1,15 +1,13 @@
 //! A node with one pod that is to be left alone, and another one that plugins are killed over.
 
+use super::ground::Ground;
 use super::killer::{Killer, Strike};
 use super::remains::{Remains, devices};
 use super::ways::{Size, Way};
 use crate::Result;
-use crate::runner::{Attachment, Network, Runtime};
-use crate::tools;
-use kernel::netlink::{LinkChange, Netlink};
+use crate::runner::{Attachment, Network};
 use kernel::netns::Netns;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a runtime may be in the middle of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,31 +24,6 @@ impl std::fmt::Display for Verb {
             Verb::Del => "DEL",
             Verb::Gc => "GC",
         })
-    }
-}
-
-/// A node, and the directory for the files of its plugins.
-pub(super) struct Ground {
-    pub(super) runtime: Runtime,
-    pub(super) files: PathBuf,
-}
-
-impl Ground {
-    /// A fresh node with its files in `directory`, which is made.
-    pub(super) fn new(directory: &Path) -> Result<Self> {
-        let files = directory.join("files");
-        fs::create_dir_all(&files)?;
-        let node = Netns::create()?;
-        let mut netlink = Netlink::open_in(&node)?;
-        let lo = netlink.link("lo")?.ok_or("no loopback device")?.index;
-        netlink.set_link(lo, &LinkChange { up: Some(true), ..LinkChange::default() })?;
-        let plugins = tools::plugin_directory(&directory.join("bin"))?;
-        Ok(Ground { runtime: Runtime { plugins, cache: directory.join("results"), node }, files })
-    }
-
-    /// What is on the node now.
-    pub(super) fn remains(&self) -> Result<Remains> {
-        Remains::on(&self.runtime.node, &self.files)
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// One conflist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Way {
+pub enum Way {
     /// `flannel-rs`: everything in one call, with host ports and bandwidth limits
     Native,
     /// `bridge`, masqueraded
@@ -21,11 +21,12 @@ pub(super) enum Way {
     Flannel,
 }
 
-pub(super) const WAYS: [Way; 5] = [Way::Native, Way::Masquerade, Way::Chain, Way::PointToPoint, Way::Flannel];
+/// All of them.
+pub const WAYS: [Way; 5] = [Way::Native, Way::Masquerade, Way::Chain, Way::PointToPoint, Way::Flannel];
 
 /// How many addresses a network has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Size {
+pub enum Size {
     /// few, so that one that is lost is missed soon
     Small,
     /// enough for a crowd
@@ -41,14 +42,14 @@ impl Size {
     }
 
     /// Pods that have room: less the network's address, the broadcast address, and the gateway.
-    pub(super) fn pods(self) -> usize {
+    pub fn pods(self) -> usize {
         (1usize << (32 - self.prefixes().0)) - 3
     }
 }
 
 impl Way {
     /// What people call it.
-    pub(super) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Way::Native => "native",
             Way::Masquerade => "bridge+ipMasq",
@@ -59,7 +60,7 @@ impl Way {
     }
 
     /// The network, with its files in `directory`.
-    pub(super) fn network(self, directory: &Path, size: Size) -> Result<Network> {
+    pub fn network(self, directory: &Path, size: Size) -> Result<Network> {
         let (number, (four, six)) = (self as u8, size.prefixes());
         let bridge = format!("soak{number}");
         let env = directory.join(format!("subnet{number}.env"));
@@ -103,7 +104,7 @@ impl Way {
     }
 
     /// A call of the network's address management alone.
-    pub(super) fn addresses(self, directory: &Path, size: Size) -> Result<Network> {
+    pub fn addresses(self, directory: &Path, size: Size) -> Result<Network> {
         let (number, (four, six)) = (self as u8, size.prefixes());
         let subnets = [format!("10.7{number}.0.0/{four}"), format!("fd00:7{number}::/{six}")];
         let ipam = json!({
@@ -115,7 +116,7 @@ impl Way {
     }
 
     /// `eth0` of container `id`, with the ports `port` and what else the runtime may ask for.
-    pub(super) fn attachment(self, id: String, netns: &Path, port: u16) -> Attachment {
+    pub fn attachment(self, id: String, netns: &Path, port: u16) -> Attachment {
         let capabilities = json!({
             "portMappings": [
                 {"hostPort": port, "containerPort": 80, "protocol": "tcp"},
