@@ -73,7 +73,7 @@ impl Node {
         let file = |name: &str| self.directory.join(name).display().to_string();
         let daemon = Program::new("flanneld-rs", tools::flanneld()?)
             .args(["--node-name", &self.host.name, "--iface", UPLINK])
-            .args(["--subnet-file", &file("run/subnet.env")])
+            .args(["--subnet-file", &file("run/subnet.env"), "--state-dir", &file("state")])
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)
             .network(&self.host.network)

@@ -238,22 +238,55 @@ fn pods_keep_talking_while_etcd_is_away() {
     let work = work();
     let mut cluster = start(&work, &Settings::new(Backend::Vxlan, Store::Etcd), 2, 1);
     let (pod, target) = pair(&cluster);
+    let (pod, target) = (&pod.try_clone().unwrap(), target);
     let stream = Stream::start(pod, target, INTERVAL).unwrap();
+    let limit = Duration::from_secs(10);
+    let peer = cluster.nodes[1].subnet_file().unwrap().remove("FLANNEL_SUBNET").unwrap().replace(".1/24", ".0-24");
+    eventually(limit, || {
+        let memory = std::fs::read_to_string(cluster.nodes[0].directory().join("state/last-known.json"))?;
+        if memory.contains(&peer) { Ok(()) } else { Err(format!("{peer} is not in memory: {memory}").into()) }
+    })
+    .unwrap();
     cluster.etcd.as_mut().unwrap().stop().unwrap();
-    // A daemon that starts without its store says what it waits for, and goes on when the store is back.
+    // A daemon that starts without its store serves the node from memory, heals it, and says so.
     cluster.nodes[0].kill_daemon().unwrap();
     cluster.nodes[0].start_daemon().unwrap();
-    let limit = Duration::from_secs(5);
     eventually(limit, || match cluster.nodes[0].health("/readyz")? {
+        (200, body) if body.contains("etcd") && body.contains("memory") => Ok(()),
+        (status, body) => Err(format!("/readyz does not say what it does without the store: {status} {body}").into()),
+    })
+    .unwrap();
+    let report = stream.stop().unwrap();
+    assert_eq!(report.lost, 0, "{report:?}");
+
+    // After a reboot nothing is left but the disk: neither devices and routes, nor the files in /run.
+    let before = cluster.nodes[0].subnet_file().unwrap();
+    cluster.nodes[0].kill_daemon().unwrap();
+    oracle::ip(&cluster.nodes[0].host.network, "link delete flannel.1").unwrap();
+    std::fs::remove_file(cluster.nodes[0].directory().join("run/subnet.env")).unwrap();
+    cluster.nodes[0].start_daemon().unwrap();
+    cluster.nodes[0].wait_ready().unwrap();
+    assert_eq!(before, cluster.nodes[0].subnet_file().unwrap());
+    eventually(limit, || ask(pod, target, Duration::from_millis(200))).unwrap();
+
+    // A new node has nothing to remember.
+    cluster.add_node().unwrap().start_daemon().unwrap();
+    eventually(limit, || match cluster.nodes[2].health("/readyz")? {
         (200, body) => panic!("ready without a store: {body}"),
         (_, body) if body.contains("etcd") => Ok(()),
         (status, body) => Err(format!("/readyz does not name the store: {status} {body}").into()),
     })
     .unwrap();
+
+    let stream = Stream::start(pod, target, INTERVAL).unwrap();
     cluster.etcd.as_mut().unwrap().resume().unwrap();
-    cluster.nodes[0].wait_ready().unwrap();
-    // A node that joins now is seen by the one that never restarted: its watch is alive again.
-    cluster.add_node().unwrap().start_daemon().unwrap();
+    eventually(limit, || match cluster.nodes[0].health("/readyz")? {
+        (200, body) if !body.contains("memory") => Ok(()),
+        (status, body) => Err(format!("the lease is not confirmed: {status} {body}").into()),
+    })
+    .unwrap();
+    assert_eq!(before, cluster.nodes[0].subnet_file().unwrap());
+    // The new node is seen by the one that never restarted: its watch is alive again.
     cluster.nodes[2].wait_ready().unwrap();
     let newcomer = cluster.nodes[2].add_pod("newcomer").unwrap().address;
     let old = cluster.nodes[1].pods[0].sandbox.network();

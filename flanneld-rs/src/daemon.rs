@@ -6,11 +6,14 @@ use crate::files::Files;
 use crate::firewall::Policy;
 use crate::health::{Condition, Health};
 use crate::keeper::Keeper;
-use crate::lease::Announcement;
+use crate::last_known::{self, LastKnown, Place};
+use crate::lease::{Announcement, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::options::Options;
-use crate::reconcile::Reconciler;
-use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
+use crate::reconcile::{Reconciler, Source};
+use crate::store::{
+    Contact, EtcdOptions, EtcdStore, FileStore, Held, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError,
+};
 use crate::uplink::Choice;
 use cni_plugin::host_ports::HostPorts;
 use ipam::subnet_env::SubnetEnv;
@@ -20,7 +23,7 @@ use kernel::{Mac, watch::Watch};
 use nix::errno::Errno;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -57,7 +60,12 @@ async fn serve(options: &Options) -> Result<(), String> {
         tokio::spawn(health.clone().serve(listener));
     }
     let store = Arc::new(store(options)?);
-    let config = Arc::new(network_config(options, &store, &health).await?);
+    let memory = memory(options);
+    let last = memory.read();
+    let (config, text) = network_config(options, &store, last.as_ref(), &health).await?;
+    let config = Arc::new(config);
+    let remembered = last.as_ref().and_then(|last| last.still_held(SystemTime::now()));
+    let remembered = remembered.filter(|held| config.allows(&held.lease.subnets)).cloned();
     let policy = Policy {
         masquerade: options.ip_masq,
         fully_random: !options.ip_masq_fully_random_disable,
@@ -65,7 +73,11 @@ async fn serve(options: &Options) -> Result<(), String> {
     };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
     let host_ports = HostPorts::recorded_in(&options.host_ports_dir);
-    let previous = previous_subnets(&files, &config);
+    let mut previous = previous_subnets(&files, &config);
+    if previous == PerFamily::default() {
+        // After a reboot.
+        previous = last.as_ref().map(|last| last.own.lease.subnets).unwrap_or_default();
+    }
     let backend = backend(&config).map_err(|error| error.to_string())?;
     let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, host_ports, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
@@ -90,16 +102,23 @@ async fn serve(options: &Options) -> Result<(), String> {
         config,
         node,
         previous,
+        remembered,
         margin: options.renew_margin(),
         announcement: announced,
         snapshots: snapshots.clone(),
         health: health.clone(),
     };
+    let record = last_known::record(memory, text, own.clone(), snapshots.clone(), health.clone());
+    let mut record = std::pin::pin!(record);
+    let remembered = last.map(|last| last.leases);
     let mut keeper = std::pin::pin!(keeper.run(publish));
     let resync = Duration::from_secs(options.iptables_resync);
     let mut told_service_manager = false;
     loop {
-        let good = pass(&mut reconciler, &announce, &own.borrow_and_update(), &snapshots.borrow_and_update(), &health);
+        let snapshot = snapshots.borrow_and_update().clone();
+        let leases = snapshot.leases.clone().map(|leases| (leases, Source::Store));
+        let leases = leases.or_else(|| Some((remembered.clone().filter(|_| snapshot.is_down())?, Source::Memory)));
+        let good = pass(&mut reconciler, &announce, &own.borrow_and_update(), &snapshot, leases, &health);
         health.beat();
         if !told_service_manager && health.ready().is_ok() {
             tracing::info!("ready");
@@ -109,6 +128,7 @@ async fn serve(options: &Options) -> Result<(), String> {
         let pause = if good { resync } else { RETRY };
         tokio::select! {
             error = &mut keeper => return Err(error.to_string()),
+            () = &mut record => {}
             _ = own.changed() => {}
             _ = snapshots.changed() => {}
             () = wait(&mut kernel_events, pause) => {}
@@ -119,8 +139,9 @@ async fn serve(options: &Options) -> Result<(), String> {
 fn pass(
     reconciler: &mut Reconciler,
     announce: &watch::Sender<Announcement>,
-    own: &Option<crate::store::OwnLease>,
+    own: &Option<Held>,
     snapshot: &Snapshot,
+    leases: Option<(Arc<LeaseTable>, Source)>,
     health: &Health,
 ) -> bool {
     let host_ports = reconciler.host_ports();
@@ -141,10 +162,10 @@ fn pass(
     );
     let skipped: Vec<String> = snapshot.skipped.iter().map(|(key, why)| format!("{key}: {why}")).collect();
     health.note("entries that are no leases", skipped.join("; "));
-    let Some(leases) = &snapshot.leases else { return false };
+    let Some((leases, source)) = leases else { return false };
     health.set(Condition::Peers, Ok(()));
     // Without a lease there is nothing to want; what a predecessor programmed stays.
-    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, leases)) && host_ports
+    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, &leases, source)) && host_ports
 }
 
 /// Returns when the kernel's state has changed, or after `pause`.
@@ -187,20 +208,42 @@ fn store(options: &Options) -> Result<Store, String> {
     EtcdStore::new(etcd).map(Store::Etcd).map_err(|error| error.to_string())
 }
 
-/// The network configuration, from the file if one is named, or from the store as soon as it is there.
-async fn network_config(options: &Options, store: &Store, health: &Health) -> Result<NetworkConfig, String> {
+/// Where the daemon keeps what it knows of its store.
+pub(crate) fn memory(options: &Options) -> Place {
+    let store = match &options.store_dir {
+        Some(directory) => format!("directory {}", directory.display()),
+        None => format!("etcd {}", options.etcd_prefix),
+    };
+    Place { directory: options.state_dir.clone(), store }
+}
+
+/// The network configuration and, if it is the store's, its text: from the file if one is named, or from the store as soon as it is there; while
+/// the store does not answer, the one of the last start.
+async fn network_config(
+    options: &Options,
+    store: &Store,
+    last: Option<&LastKnown>,
+    health: &Health,
+) -> Result<(NetworkConfig, Option<String>), String> {
     if let Some(path) = &options.net_config_path {
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("reading the network configuration {}: {error}", path.display()))?;
-        return NetworkConfig::parse(&text).map_err(|error| format!("{}: {error}", path.display()));
+        let config = NetworkConfig::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        return Ok((config, None));
     }
     loop {
         match store.network_config().await {
             Ok(text) => {
-                return NetworkConfig::parse(&text)
-                    .map_err(|error| format!("network configuration in the store: {error}"));
+                let config = NetworkConfig::parse(&text)
+                    .map_err(|error| format!("network configuration in the store: {error}"))?;
+                return Ok((config, Some(text)));
             }
             Err(StoreError::Unavailable(reason)) => {
+                let known = last.and_then(|last| last.config.clone());
+                if let Some((config, text)) = known.and_then(|text| Some((NetworkConfig::parse(&text).ok()?, text))) {
+                    tracing::warn!("{reason}; going on with the network configuration of the last start");
+                    return Ok((config, Some(text)));
+                }
                 health.set(Condition::Lease, Err(format!("waiting for the network configuration: {reason}")));
             }
             Err(error) => return Err(error.to_string()),

@@ -3,9 +3,9 @@
 
 use crate::family::PerFamily;
 use crate::health::{Condition, Health};
-use crate::lease::Announcement;
+use crate::lease::{Announcement, Lease};
 use crate::network_config::NetworkConfig;
-use crate::store::{Contact, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
+use crate::store::{Contact, Held, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
 use ipnetwork::IpNetwork;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +20,9 @@ const DOUBT: Duration = Duration::from_secs(2);
 /// The longest sleep between two looks at the wall clock, which may jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
+/// What people are told while the node serves its pods with a lease that the store has not confirmed.
+const REMEMBERED: &str = "lease from memory";
+
 /// What the keeper works with.
 pub struct Keeper {
     /// where leases are
@@ -30,6 +33,8 @@ pub struct Keeper {
     pub node: String,
     /// subnets of this node's last life
     pub previous: PerFamily<IpNetwork>,
+    /// the lease of this node's last life, if it is in force until the store says otherwise
+    pub remembered: Option<Held>,
     /// how long before its end a lease is renewed
     pub margin: Duration,
     /// what the others shall know; changes are published
@@ -43,23 +48,25 @@ pub struct Keeper {
 impl Keeper {
     /// Keeps the lease for ever and hands every new state of it to `leases`. Ends with an error that trying again does not
     /// mend.
-    pub async fn run(mut self, leases: watch::Sender<Option<OwnLease>>) -> StoreError {
+    pub async fn run(mut self, leases: watch::Sender<Option<Held>>) -> StoreError {
         loop {
-            let own = match self.acquire().await {
+            let own = match self.acquire(&leases).await {
                 Ok(own) => own,
                 Err(error) => return error,
             };
             tracing::info!("leased {}", own.lease);
+            self.health.note(REMEMBERED, String::new());
             self.previous = own.lease.subnets;
             self.health.set(Condition::Lease, Ok(()));
-            leases.send_replace(Some(own.clone()));
+            leases.send_replace(Some(Held::from(&own)));
             let reason = self.keep(own, &leases).await;
             // The pods and the kernel's tables stay as they are while the lease is fought for.
             self.health.set(Condition::Lease, Err(reason.to_string()));
         }
     }
 
-    async fn acquire(&mut self) -> Result<OwnLease, StoreError> {
+    /// While the store does not answer, the lease of the last life is in force: the node's pods have no use for waiting.
+    async fn acquire(&mut self, leases: &watch::Sender<Option<Held>>) -> Result<OwnLease, StoreError> {
         let mut pause = FIRST_RETRY;
         loop {
             let announcement = self.announcement.borrow_and_update().clone();
@@ -68,6 +75,14 @@ impl Keeper {
             match self.store.acquire(&want).await {
                 Ok(own) => return Ok(own),
                 Err(error @ StoreError::Invalid(_)) => return Err(error),
+                Err(StoreError::Unavailable(why)) if self.remembered.is_some() => {
+                    if let Some(held) = &self.remembered {
+                        let lease = Lease { subnets: held.lease.subnets, announcement };
+                        self.health.note(REMEMBERED, format!("{} until the store answers: {why}", lease.key()));
+                        self.health.set(Condition::Lease, Ok(()));
+                        leases.send_replace(Some(Held { lease, expires: held.expires }));
+                    }
+                }
                 Err(error) => self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}"))),
             }
             sleep(pause).await;
@@ -76,7 +91,7 @@ impl Keeper {
     }
 
     /// Returns when the lease is lost, with the reason.
-    async fn keep(&mut self, mut own: OwnLease, leases: &watch::Sender<Option<OwnLease>>) -> StoreError {
+    async fn keep(&mut self, mut own: OwnLease, leases: &watch::Sender<Option<Held>>) -> StoreError {
         let mut pause = FIRST_RETRY;
         let mut retry: Option<Instant> = None;
         let mut doubt_from = Instant::now() + DOUBT;
@@ -112,7 +127,7 @@ impl Keeper {
                     own = renewed;
                     (pause, retry) = (FIRST_RETRY, None);
                     self.health.note("lease renewal", String::new());
-                    leases.send_replace(Some(own.clone()));
+                    leases.send_replace(Some(Held::from(&own)));
                 }
                 Err(lost @ StoreError::Lost { .. }) => return lost,
                 // No reason to stop serving pods, not even a permission that was taken away by mistake: the subnet stays

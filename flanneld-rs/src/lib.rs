@@ -8,6 +8,7 @@ pub mod firewall;
 pub mod health;
 mod json;
 pub mod keeper;
+pub mod last_known;
 pub mod lease;
 pub mod network_config;
 pub mod options;

@@ -2,7 +2,7 @@
 
 use crate::family::{Family, PerFamily};
 use crate::json::Object;
-use crate::lease;
+use crate::lease::{self, Subnets};
 use ipam::subnet_pool::SubnetPool;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -112,6 +112,12 @@ impl NetworkConfig {
     /// The pod network of the whole cluster, by family.
     pub fn networks(&self) -> PerFamily<IpNetwork> {
         self.pools.map(|_, pool| pool.network())
+    }
+
+    /// A node may hold these subnets: one of each pool.
+    pub fn allows(&self, subnets: &Subnets) -> bool {
+        let fits = |family, pool: &SubnetPool| subnets.get(family).is_some_and(|subnet| pool.is_compatible(subnet));
+        subnets.same_families(&self.pools) && self.pools.iter().all(|(family, pool)| fits(family, pool))
     }
 
     /// The families in use.

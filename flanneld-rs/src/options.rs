@@ -120,6 +120,10 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_HOST_PORTS_DIR", default_value = cni_plugin::host_ports::DEFAULT_DIRECTORY)]
     pub host_ports_dir: PathBuf,
 
+    /// Directory of this daemon's own, kept across reboots: what it knew when it last heard from the lease store
+    #[arg(long, env = "FLANNELD_STATE_DIR", default_value = "/var/lib/flanneld-rs", global = true)]
+    pub state_dir: PathBuf,
+
     /// Name of this node, by which it is recognised in the lease store (default: $NODE_NAME, then host name and address)
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,

@@ -22,6 +22,15 @@ use std::sync::Arc;
 /// The tables that Go flannel's nftables mode leaves behind; two masquerade rules for one packet are one too many.
 const GO_TABLES: [(nft::Family, &str); 2] = [(nft::Family::Ip, "flannel-ipv4"), (nft::Family::Ip6, "flannel-ipv6")];
 
+/// How much a list of leases is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// the store holds it now, or held it when this daemon last heard from it
+    Store,
+    /// a former daemon wrote it down some time before it ended: what that one has put into the kernel since is newer
+    Memory,
+}
+
 /// What a pass works with.
 pub struct Reconciler {
     /// the network
@@ -110,9 +119,9 @@ impl Reconciler {
     }
 
     /// Brings kernel and files to what `own` and `leases` ask for. Returns whether all of it succeeded.
-    pub fn pass(&mut self, own: &Lease, leases: &LeaseTable) -> bool {
+    pub fn pass(&mut self, own: &Lease, leases: &LeaseTable, source: Source) -> bool {
         let Some(uplink) = self.uplink.clone() else { return false };
-        let overlay = self.overlay(&uplink, own, leases);
+        let overlay = self.overlay(&uplink, own, leases, source);
         let firewall = self.firewall(own);
         let files = self.write_files(&uplink, own, overlay.is_ok() && firewall.is_ok());
         let good = overlay.is_ok() && firewall.is_ok() && files.is_ok();
@@ -122,12 +131,15 @@ impl Reconciler {
         good
     }
 
-    fn overlay(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable) -> Result<(), String> {
+    fn overlay(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable, source: Source) -> Result<(), String> {
         let networks = self.config.networks();
-        let desired = self.backend.desired(&Node { networks: &networks, uplink, own }, leases);
+        let mut desired = self.backend.desired(&Node { networks: &networks, uplink, own }, leases);
         self.health.note("peers left out", summary(&desired.reasons()));
         let scope = self.backend.scope(&self.config);
         let actual = kernel::observe(&mut self.netlink, &scope).map_err(|error| error.to_string())?;
+        if source == Source::Memory {
+            desired.overlay.give_way_to(&actual);
+        }
         let changes = kernel::diff(&actual, &desired.overlay);
         match changes.as_slice() {
             few if few.len() <= 8 => few.iter().for_each(|change| tracing::info!("{change}")),

@@ -53,6 +53,21 @@ impl OwnLease {
     }
 }
 
+/// What the rest of the daemon knows of this node's lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// the subnets, and what peers know of this node
+    pub lease: Lease,
+    /// when it ends without renewal; none: a reservation, which never ends
+    pub expires: Option<SystemTime>,
+}
+
+impl From<&OwnLease> for Held {
+    fn from(own: &OwnLease) -> Self {
+        Held { lease: own.lease.clone(), expires: own.expires }
+    }
+}
+
 /// What a store needs for its compare-and-swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {

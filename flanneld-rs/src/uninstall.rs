@@ -1,6 +1,7 @@
 //! Uninstall: finds everything that the daemon put on this node by its marks, and removes it. No store is asked, and
 //! nothing is remembered: what carries our mark is ours.
 
+use crate::daemon;
 use crate::family::Family;
 use crate::files::Files;
 use crate::firewall;
@@ -29,6 +30,7 @@ pub fn uninstall(options: &Options) -> Result<(), String> {
     }
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
     failures.extend(files.remove().err());
+    failures.extend(daemon::memory(options).remove().err());
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }
 

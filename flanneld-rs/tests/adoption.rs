@@ -9,7 +9,7 @@ use flanneld_rs::health::Health;
 use flanneld_rs::lease::{Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::options::Options;
-use flanneld_rs::reconcile::Reconciler;
+use flanneld_rs::reconcile::{Reconciler, Source};
 use flanneld_rs::uninstall::uninstall;
 use flanneld_rs::uplink::Choice;
 use kernel::VxlanLink;
@@ -50,7 +50,7 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
         announcement: reconciler.announcement().unwrap(),
     };
     let leases: LeaseTable = [own.clone()].into_iter().collect();
-    assert!(reconciler.pass(&own, &leases), "{:?}", reconciler.health.ready());
+    assert!(reconciler.pass(&own, &leases, Source::Store), "{:?}", reconciler.health.ready());
     let adopted = netlink.link("flannel.1").unwrap().unwrap();
     assert_eq!((adopted.index, adopted.mac, adopted.alias.as_str()), (before.index, before.mac, kernel::LINK_ALIAS));
 

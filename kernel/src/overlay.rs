@@ -24,6 +24,22 @@ pub struct Overlay {
     pub drift: Drift,
 }
 
+impl Overlay {
+    /// Makes of this desired state one that removes and changes none of the ways to peers which exist, and adds what is
+    /// missing: for who does not know better than the one who made them.
+    pub fn give_way_to(&mut self, actual: &Overlay) {
+        let goes = |device: &str| actual.links.contains_key(device) && !self.links.contains_key(device);
+        let routes = actual.routes.iter().filter(|(_, route)| !goes(&route.dev));
+        let neighbours = actual.neighbours.iter().filter(|((device, _), _)| !goes(device));
+        let fdb = actual.fdb.iter().filter(|((device, _), _)| !goes(device));
+        let strays = actual.drift.strays.iter().filter(|stray| !self.routes.contains_key(&stray.dst));
+        self.drift.strays.extend(strays.cloned());
+        self.routes.extend(routes.map(|(dst, route)| (*dst, route.clone())));
+        self.neighbours.extend(neighbours.map(|(key, mac)| (key.clone(), *mac)));
+        self.fdb.extend(fdb.map(|(key, dst)| (key.clone(), *dst)));
+    }
+}
+
 /// What stands between the observed and any desired state, and fits none of the fields of [`Overlay`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drift {

@@ -184,4 +184,34 @@ proptest! {
         prop_assert_eq!(&state, &desired);
         prop_assert!(changes.is_sorted_by_key(|change| rank(change, &desired)), "{:?}", changes);
     }
+
+    #[test]
+    fn giving_way_keeps_what_there_is_and_adds_what_is_missing(actual in actual(), wanted in desired()) {
+        let mut desired = wanted.clone();
+        desired.give_way_to(&actual);
+        let mut state = actual.clone();
+        let changes = diff(&actual, &desired);
+        for change in &changes {
+            carry_out(&mut state, change);
+        }
+        let is_deleted = |device: &str| changes.contains(&Change::DeleteLink(device.to_owned()));
+        let stays = |device: &str| wanted.links.contains_key(device) || !actual.links.contains_key(device);
+        for (dst, route) in actual.routes.iter().filter(|(_, route)| stays(&route.dev)) {
+            prop_assert_eq!(state.routes.get(dst), Some(route));
+        }
+        for (key, dst) in actual.fdb.iter().filter(|(key, _)| stays(&key.0)) {
+            prop_assert_eq!(state.fdb.get(key), Some(dst));
+        }
+        for (key, mac) in actual.neighbours.iter().filter(|(key, _)| stays(&key.0)) {
+            prop_assert_eq!(state.neighbours.get(key), Some(mac));
+        }
+        for stray in &actual.drift.strays {
+            let kept = state.drift.strays.contains(stray) || stray.dev.as_deref().is_some_and(is_deleted);
+            prop_assert!(kept || state.routes.contains_key(&stray.dst), "{:?}", stray);
+        }
+        prop_assert!(wanted.routes.keys().all(|dst| state.routes.contains_key(dst)));
+        prop_assert!(wanted.fdb.keys().all(|key| state.fdb.contains_key(key)));
+        prop_assert!(wanted.neighbours.keys().all(|key| state.neighbours.contains_key(key)));
+        prop_assert_eq!(&state.links, &wanted.links);
+    }
 }

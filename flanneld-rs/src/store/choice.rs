@@ -41,7 +41,7 @@ pub(super) fn choose(want: &Want<'_>, leases: &[Known<'_>], mut random: impl FnM
     };
     let (fitting, stale): (Vec<usize>, Vec<usize>) = (0..leases.len())
         .filter(ours)
-        .partition(|index| leases.get(*index).is_some_and(|lease| fits(want, lease.subnets)));
+        .partition(|index| leases.get(*index).is_some_and(|lease| want.config.allows(lease.subnets)));
     // Several fit when a node changed its address and came back. An administrator's word goes first, then memory.
     let rank = |index: &&usize| leases.get(**index).map(|lease| (!lease.reserved, *lease.subnets != previous));
     if let Some(index) = fitting.iter().min_by_key(rank) {
@@ -65,16 +65,6 @@ pub(super) fn choose(want: &Want<'_>, leases: &[Known<'_>], mut random: impl FnM
         })
         .collect();
     if subnets.same_families(&want.config.pools) { Choice::Free { subnets, stale } } else { Choice::Exhausted }
-}
-
-/// The configuration allows a node to hold these subnets.
-fn fits(want: &Want<'_>, subnets: &Subnets) -> bool {
-    subnets.same_families(&want.config.pools)
-        && want
-            .config
-            .pools
-            .iter()
-            .all(|(family, pool)| subnets.get(family).is_some_and(|subnet| pool.is_compatible(subnet)))
 }
 
 /// Without host bits: `subnet.env` names the gateway's address, not the network's.

@@ -19,6 +19,13 @@ pub struct Snapshot {
     pub contact: Contact,
 }
 
+impl Snapshot {
+    /// The store has been asked, and does not answer.
+    pub fn is_down(&self) -> bool {
+        matches!(self.contact, Contact::Down { .. })
+    }
+}
+
 /// Whether a watch hears from its store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Contact {

@@ -1,0 +1,315 @@
+//! What this node knew when it last heard from its store, kept on disk: a daemon that starts while the store is away, even
+//! after a reboot, still gives its pods their network and goes on healing it.
+
+use crate::health::Health;
+use crate::lease::{Lease, LeaseTable, key};
+use crate::store::{Contact, Held, Snapshot};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+/// Name of the file in the state directory.
+const FILE: &str = "last-known.json";
+/// What this version writes and understands.
+const VERSION: u32 = 1;
+/// Longest file that is read: 5000 leases have about 1.5 MB.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Between two writes there is a pause this many times as long as the first took, within these bounds: a large cluster in
+/// turmoil costs the disk little. What is lost with the last changes, the store tells again.
+const PAUSE_RATIO: u32 = 50;
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The last complete knowledge of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastKnown {
+    /// boot in which it was written
+    pub boot: String,
+    /// the network configuration as it stood in the store; none: it came from a file
+    pub config: Option<String>,
+    /// this node's lease
+    pub own: Held,
+    /// all leases
+    pub leases: Arc<LeaseTable>,
+}
+
+/// The file, as JSON.
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    store: String,
+    boot: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config: Option<String>,
+    own: Entry,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_ms: Option<u64>,
+    leases: BTreeMap<String, Box<RawValue>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    key: String,
+    value: Box<RawValue>,
+}
+
+/// Where it is kept, and of which store.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// the daemon's own directory
+    pub directory: PathBuf,
+    /// name of the store without what may change of it, such as its endpoints: another cluster's leases are worse than none
+    pub store: String,
+}
+
+impl Place {
+    fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// What was written last. None: nothing, or nothing usable, which is logged.
+    pub fn read(&self) -> Option<LastKnown> {
+        let path = self.path();
+        let unusable = |why: String| tracing::warn!("{} is not used: {why}", path.display());
+        match read_bounded(&path) {
+            Ok(text) => match parse(&text) {
+                Ok((store, last)) if store == self.store => Some(last),
+                Ok((store, _)) => {
+                    unusable(format!("it is about {store}"));
+                    None
+                }
+                Err(why) => {
+                    unusable(why);
+                    None
+                }
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                unusable(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Replaces what was written, in one step that survives a power failure.
+    ///
+    /// # Errors
+    /// The path and why it cannot be written.
+    pub fn write(&self, last: &LastKnown) -> Result<(), String> {
+        let path = self.path();
+        let draft = self.directory.join(format!(".{FILE}.{}", std::process::id()));
+        let replace = || -> io::Result<()> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+            let mut out = BufWriter::new(File::create(&draft)?);
+            serde_json::to_writer(&mut out, &document(last, &self.store)?)?;
+            out.write_all(b"\n")?;
+            out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            fs::rename(&draft, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        replace().map_err(|error| {
+            fs::remove_file(&draft).ok();
+            format!("writing {}: {error}", path.display())
+        })
+    }
+
+    /// Removes it; the directory too when nothing else is in it.
+    ///
+    /// # Errors
+    /// The path and why it cannot be removed.
+    pub fn remove(&self) -> Result<(), String> {
+        let path = self.path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("removing {}: {error}", path.display())),
+            _ => {
+                fs::remove_dir(&self.directory).ok();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl LastKnown {
+    /// The lease that this node may go on using without asking: it has not ended, or its pods have been there ever since.
+    ///
+    /// The lease of a machine that was off for longer may be somebody else's by now.
+    pub fn still_held(&self, now: SystemTime) -> Option<&Held> {
+        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot);
+        let lasts = self.own.expires.is_none_or(|end| end > now);
+        (same_boot || lasts).then_some(&self.own)
+    }
+}
+
+/// Keeps the file up to date until it is dropped. A write that fails is a note of the node's health and is tried again.
+pub async fn record(
+    place: Place,
+    config: Option<String>,
+    mut own: watch::Receiver<Option<Held>>,
+    mut snapshots: watch::Receiver<Snapshot>,
+    health: Health,
+) {
+    let boot = boot_id().unwrap_or_default();
+    let mut written: Option<LastKnown> = None;
+    loop {
+        let known = {
+            let (own, snapshot) = (own.borrow_and_update(), snapshots.borrow_and_update());
+            let leases = snapshot.leases.clone().filter(|_| snapshot.contact == Contact::Live);
+            own.clone().zip(leases).map(|(own, leases)| LastKnown {
+                boot: boot.clone(),
+                config: config.clone(),
+                own,
+                leases,
+            })
+        };
+        if let Some(last) = known.filter(|last| written.as_ref() != Some(last)) {
+            let (place, copy, start) = (place.clone(), last.clone(), Instant::now());
+            // The disk may take its time; the kernel's tables must not wait for it.
+            let outcome = tokio::task::spawn_blocking(move || place.write(&copy)).await;
+            let outcome = outcome.unwrap_or_else(|error| Err(error.to_string()));
+            sleep((PAUSE_RATIO * start.elapsed()).clamp(PAUSE.0, PAUSE.1)).await;
+            let failed = outcome.is_err();
+            health.note("memory for a start without the store", outcome.err().unwrap_or_default());
+            if failed {
+                sleep(PAUSE.1).await;
+                continue;
+            }
+            written = Some(last);
+        }
+        tokio::select! {
+            _ = own.changed() => {}
+            _ = snapshots.changed() => {}
+        }
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {MAX_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+fn document(last: &LastKnown, store: &str) -> io::Result<Document> {
+    let value = |lease: &Lease| RawValue::from_string(lease.announcement.to_json()).map_err(io::Error::from);
+    let since_epoch = |end: SystemTime| end.duration_since(SystemTime::UNIX_EPOCH).ok();
+    let leases = last.leases.iter().map(|lease| Ok((key(&lease.subnets), value(lease)?)));
+    Ok(Document {
+        version: VERSION,
+        store: store.to_owned(),
+        boot: last.boot.clone(),
+        config: last.config.clone(),
+        own: Entry { key: last.own.lease.key(), value: value(&last.own.lease)? },
+        expires_ms: last.own.expires.and_then(since_epoch).and_then(|time| u64::try_from(time.as_millis()).ok()),
+        leases: leases.collect::<io::Result<_>>()?,
+    })
+}
+
+fn parse(text: &[u8]) -> Result<(String, LastKnown), String> {
+    let document: Document = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if document.version != VERSION {
+        return Err(format!("it is of version {}, not {VERSION}", document.version));
+    }
+    let lease = |key: &str, value: &RawValue| {
+        Lease::parse(key, value.get().as_bytes()).map_err(|malformed| format!("{key:?}: {malformed}"))
+    };
+    let expires = match document.expires_ms {
+        None => None,
+        Some(ms) => Some(
+            SystemTime::UNIX_EPOCH
+                .checked_add(Duration::from_millis(ms))
+                .ok_or_else(|| format!("expires_ms: {ms} is out of bounds"))?,
+        ),
+    };
+    let own = Held { lease: lease(&document.own.key, &document.own.value)?, expires };
+    let leases = document.leases.iter().map(|(key, value)| lease(key, value));
+    let leases = Arc::new(leases.collect::<Result<LeaseTable, _>>()?);
+    Ok((document.store, LastKnown { boot: document.boot, config: document.config, own, leases }))
+}
+
+/// Any bytes are parsed or refused: the entrance for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok((store, last)) = parse(bytes) {
+        let again = document(&last, &store).map(|document| serde_json::to_vec(&document).unwrap_or_default());
+        assert_eq!(again.ok().and_then(|text| parse(&text).ok()), Some((store, last)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(number: u8) -> Lease {
+        let value = format!(r#"{{"PublicIP":"192.168.0.{number}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
+        Lease::parse(&format!("10.5.{number}.0-24"), value.as_bytes()).unwrap()
+    }
+
+    fn last(expires: Option<SystemTime>, boot: &str) -> LastKnown {
+        let leases = Arc::new([lease(1), lease(2)].into_iter().collect());
+        let own = Held { lease: lease(1), expires };
+        LastKnown { boot: boot.into(), config: Some(r#"{"Network":"10.5.0.0/16"}"#.into()), own, leases }
+    }
+
+    fn place(directory: &Path) -> Place {
+        Place { directory: directory.join("state"), store: "etcd /coreos.com/network".into() }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(directory.path());
+        assert_eq!(place.read(), None);
+        for expires in [None, Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567))] {
+            place.write(&last(expires, "this")).unwrap();
+            assert_eq!(place.read(), Some(last(expires, "this")));
+        }
+        assert_eq!(Place { store: "etcd /another".into(), ..place.clone() }.read(), None);
+        place.remove().unwrap();
+        place.remove().unwrap();
+        assert!(!place.directory.exists());
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(directory.path());
+        place.write(&last(None, "this")).unwrap();
+        let text = fs::read_to_string(place.path()).unwrap();
+        let damaged = [
+            text[..text.len() / 2].to_owned(),
+            String::new(),
+            text.replace("\"version\":1", "\"version\":2"),
+            text.replace("10.5.1.0-24", "10.5.1.0-33"),
+            text.replace("192.168.0.2", "nobody"),
+        ];
+        for text in damaged {
+            fs::write(place.path(), &text).unwrap();
+            assert_eq!(place.read(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_lease_is_used_while_it_lasts_or_its_pods_do() {
+        let now = SystemTime::now();
+        let (past, future) = (Some(now - Duration::from_secs(1)), Some(now + Duration::from_secs(60)));
+        let boot = boot_id().unwrap();
+        let held = |expires, boot| last(expires, boot).still_held(now).is_some();
+        assert!(held(past, &boot) && held(future, &boot) && held(None, &boot));
+        assert!(held(future, "another") && held(None, "another"));
+        assert!(!held(past, "another"));
+    }
+}
