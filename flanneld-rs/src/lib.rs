@@ -17,3 +17,4 @@ pub mod service_manager;
 pub mod store;
 pub mod uninstall;
 pub mod uplink;
+pub mod wireguard;

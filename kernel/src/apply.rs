@@ -2,10 +2,10 @@
 
 use crate::netlink::socket::{Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use crate::netlink::{
-    LinkChange, Netlink, RouteSpec, add_address_message, delete_address_message, delete_fdb_message,
+    LinkChange, Netlink, RouteKind, RouteSpec, add_address_message, delete_address_message, delete_fdb_message,
     delete_neighbour_message, delete_route_message, refused, route_message, set_fdb_message, set_neighbour_message,
 };
-use crate::{Change, Error, LINK_ALIAS, Route, StrayRoute};
+use crate::{Change, Error, LINK_ALIAS, REFUSAL_METRIC, Route, StrayRoute};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -39,6 +39,8 @@ impl<'a> Work<'a> {
                 self.flush();
                 return self.change_link(change);
             }
+            Change::AddRefusal(dst) => Some(route_message(&refusal(*dst), NLM_F_CREATE | NLM_F_EXCL)),
+            Change::DeleteRefusal(dst) => Some(delete_route_message(&refusal(*dst))),
             Change::DeleteRoute(dst, route) => {
                 self.device(&route.dev, change).map(|dev| delete_route_message(&spec(*dst, route, dev)))
             }
@@ -164,6 +166,10 @@ fn spec(dst: IpNetwork, route: &Route, dev: u32) -> RouteSpec {
     RouteSpec { dst, via: route.via, dev: Some(dev), onlink: route.onlink, ..RouteSpec::default() }
 }
 
+fn refusal(dst: IpNetwork) -> RouteSpec {
+    RouteSpec { dst, kind: RouteKind::Unreachable, metric: Some(REFUSAL_METRIC), ..RouteSpec::default() }
+}
+
 fn is_removal(change: &Change) -> bool {
     matches!(
         change,
@@ -188,10 +194,10 @@ fn explained(error: Error, change: &Change) -> Error {
 /// The errnos that say that there is nothing left to do.
 fn done_already(change: &Change) -> &'static [Errno] {
     match change {
-        Change::DeleteRoute(..) | Change::DeleteStray(..) => &[Errno::ESRCH, Errno::ENODEV],
+        Change::DeleteRoute(..) | Change::DeleteStray(..) | Change::DeleteRefusal(..) => &[Errno::ESRCH, Errno::ENODEV],
         Change::DeleteFdb(..) | Change::DeleteNeighbour(..) => &[Errno::ENOENT, Errno::ENODEV],
         Change::DeleteAddress(..) => &[Errno::EADDRNOTAVAIL, Errno::ENODEV],
-        Change::AddAddress(..) => &[Errno::EEXIST],
+        Change::AddAddress(..) | Change::AddRefusal(..) => &[Errno::EEXIST],
         _ => &[],
     }
 }

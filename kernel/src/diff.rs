@@ -3,14 +3,15 @@
 use crate::{Change, LinkUpdate, Overlay, ROUTE_PROTOCOL, StrayRoute, Tunnel};
 use std::collections::BTreeSet;
 
-/// The steps from `actual` to `desired`, in the order in which they must be carried out: what is in the way goes first, a
-/// device comes before what is on it, and the way to a peer's gateway before the route that uses it. Nothing is removed
+/// The steps from `actual` to `desired`, in the order in which they must be carried out: what must not leave by the default
+/// route is refused first, what is in the way goes next, a device comes before what is on it, and the way to a peer's gateway before the route that uses it. Nothing is removed
 /// that a later step would only put back.
 pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
     let doomed = doomed_links(actual, desired);
     // With a device everything on it goes, so that there is nothing to remove from it and everything to add.
     let stays = |device: &str| !doomed.contains(device);
-    let mut changes = Vec::new();
+    let mut changes: Vec<Change> =
+        desired.refusals.difference(&actual.refusals).copied().map(Change::AddRefusal).collect();
 
     let strays = |late: bool| {
         let left = actual.drift.strays.difference(&desired.drift.strays);
@@ -76,6 +77,7 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
         }
     }
     changes.extend(strays(true));
+    changes.extend(actual.refusals.difference(&desired.refusals).copied().map(Change::DeleteRefusal));
     changes
 }
 

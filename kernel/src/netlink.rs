@@ -15,6 +15,7 @@ mod tc;
 mod tun;
 mod veth;
 mod vxlan;
+mod wireguard;
 
 pub(crate) use address::{add_address_message, delete_address_message};
 pub use ipip::IpipAttributes;
@@ -74,6 +75,7 @@ impl Netlink {
             Tunnel::Vxlan(link) => self.create_vxlan(name, link, alias),
             Tunnel::Ipip(link) => self.create_ipip(name, link, alias),
             Tunnel::Tun(link) => self.create_tun(name, link, alias),
+            Tunnel::WireGuard(link) => self.create_wireguard(name, link, alias),
         }
     }
 

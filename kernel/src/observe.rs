@@ -1,7 +1,10 @@
 //! What the kernel has of the overlay.
 
 use crate::netlink::{Link, LinkKind, Netlink, RouteEntry, RouteKind};
-use crate::{IpipLink, Overlay, ROUTE_PROTOCOL, Result, Route, StrayRoute, TunLink, Tunnel, VxlanLink};
+use crate::{
+    IpipLink, Overlay, REFUSAL_METRIC, ROUTE_PROTOCOL, Result, Route, StrayRoute, TunLink, Tunnel, VxlanLink,
+    WireGuardLink,
+};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,6 +44,7 @@ pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
         let dev = entry.dev.and_then(|index| names.get(&index).copied());
         match classify(&entry, dev, scope) {
             Finding::Foreign => {}
+            Finding::Refusal => drop(overlay.refusals.insert(entry.dst)),
             // Two at once differ in what the kernel tells routes apart by and we do not, like the type of service.
             Finding::Ours(route) if !overlay.routes.contains_key(&entry.dst) => {
                 drop(overlay.routes.insert(entry.dst, route));
@@ -87,6 +91,7 @@ fn tunnel(link: &Link, names: &BTreeMap<u32, &str>) -> Option<Tunnel> {
         // With a fixed remote end it would carry everything there.
         LinkKind::Ipip(ipip) if ipip.remote.is_none() => Tunnel::Ipip(IpipLink { local: ipip.local?, mtu }),
         LinkKind::Tun => Tunnel::Tun(TunLink { mtu }),
+        LinkKind::WireGuard => Tunnel::WireGuard(WireGuardLink { mtu }),
         _ => return None,
     })
 }
@@ -97,12 +102,17 @@ enum Finding {
     Foreign,
     /// as we set it
     Ours(Route),
+    /// our refusal of packets to nowhere
+    Refusal,
     /// in our place, but not as we set it
     Stray,
 }
 
 fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> Finding {
     if entry.protocol == ROUTE_PROTOCOL {
+        if entry.kind == RouteKind::Unreachable && entry.metric == Some(REFUSAL_METRIC) {
+            return Finding::Refusal;
+        }
         return match dev {
             Some(dev) if is_plain(entry) => {
                 Finding::Ours(Route { via: entry.via, dev: dev.to_owned(), onlink: entry.onlink })
@@ -185,6 +195,9 @@ mod tests {
         assert!(matches!(classify(&route, Some("eth0"), &scope()), Finding::Ours(_)));
         let odd = RouteEntry { metric: Some(5), ..route.clone() };
         assert_eq!(classify(&odd, Some("eth0"), &scope()), Finding::Stray);
+        let refusal =
+            RouteEntry { kind: RouteKind::Unreachable, metric: Some(REFUSAL_METRIC), via: None, ..route.clone() };
+        assert_eq!(classify(&refusal, None, &scope()), Finding::Refusal);
         let odd = RouteEntry { kind: RouteKind::Blackhole, ..route };
         assert_eq!(classify(&odd, None, &scope()), Finding::Stray);
     }

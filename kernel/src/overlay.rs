@@ -2,6 +2,7 @@
 
 use crate::Mac;
 use crate::netlink::RouteKind;
+use crate::wireguard::{PublicKey, Remote};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,10 +17,18 @@ pub struct Overlay {
     pub addresses: BTreeSet<(String, IpNetwork)>,
     /// routes by destination
     pub routes: BTreeMap<IpNetwork, Route>,
+    /// networks to which packets are refused, unless a route leads there ("host unreachable"): they never take the default
+    /// route
+    pub refusals: BTreeSet<IpNetwork>,
     /// permanent neighbour entries on devices of ours: (device, address) -> MAC
     pub neighbours: BTreeMap<(String, IpAddr), Mac>,
     /// forwarding database entries on devices of ours: (device, MAC) -> outer destination
     pub fdb: BTreeMap<(String, Mac), IpAddr>,
+    /// WireGuard peers: (device, key). Who carries the packets, the kernel or a process, is told of them apart from all else
+    /// ([`crate::wireguard`]), so that they are desired and never observed here.
+    pub peers: BTreeMap<(String, PublicKey), Remote>,
+    /// whose pods have an address: (device, network) -> key of the peer
+    pub allowed: BTreeMap<(String, IpNetwork), PublicKey>,
     /// what is observed at times and never desired
     pub drift: Drift,
 }
@@ -77,6 +86,8 @@ pub enum Tunnel {
     Ipip(IpipLink),
     /// packets go to a process
     Tun(TunLink),
+    /// the kernel's own WireGuard
+    WireGuard(WireGuardLink),
 }
 
 impl Tunnel {
@@ -86,6 +97,7 @@ impl Tunnel {
             Tunnel::Vxlan(link) => link.mtu,
             Tunnel::Ipip(link) => link.mtu,
             Tunnel::Tun(link) => link.mtu,
+            Tunnel::WireGuard(link) => link.mtu,
         }
     }
 
@@ -93,7 +105,7 @@ impl Tunnel {
     pub fn mac(&self) -> Option<Mac> {
         match self {
             Tunnel::Vxlan(link) => Some(link.mac),
-            Tunnel::Ipip(_) | Tunnel::Tun(_) => None,
+            Tunnel::Ipip(_) | Tunnel::Tun(_) | Tunnel::WireGuard(_) => None,
         }
     }
 
@@ -103,6 +115,7 @@ impl Tunnel {
             Tunnel::Vxlan(link) => Tunnel::Vxlan(VxlanLink { mtu, mac: mac.unwrap_or(link.mac), ..link.clone() }),
             Tunnel::Ipip(link) => Tunnel::Ipip(IpipLink { mtu, ..link.clone() }),
             Tunnel::Tun(_) => Tunnel::Tun(TunLink { mtu }),
+            Tunnel::WireGuard(_) => Tunnel::WireGuard(WireGuardLink { mtu }),
         }
     }
 }
@@ -119,6 +132,13 @@ pub struct IpipLink {
 /// A persistent TUN device, which a process may or may not hold ([`crate::tun`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunLink {
+    /// MTU in bytes
+    pub mtu: u32,
+}
+
+/// A device of the kernel's WireGuard. Its keys and peers are no part of an overlay ([`crate::wireguard`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireGuardLink {
     /// MTU in bytes
     pub mtu: u32,
 }
@@ -159,6 +179,8 @@ pub struct Route {
 /// One step from the observed to the desired state. Steps are in the order in which they must be carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// refuse packets to a network to which no route leads
+    AddRefusal(IpNetwork),
     /// remove a route
     DeleteRoute(IpNetwork, Route),
     /// remove a forwarding entry
@@ -185,6 +207,8 @@ pub enum Change {
     ReplaceRoute(IpNetwork, Route),
     /// remove a route that is not as we would have set it
     DeleteStray(StrayRoute),
+    /// refuse them no more
+    DeleteRefusal(IpNetwork),
 }
 
 /// What is wrong with a living device. None and false: nothing.
@@ -201,6 +225,8 @@ pub struct LinkUpdate {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Change::AddRefusal(dst) => write!(f, "adding route unreachable {dst}"),
+            Change::DeleteRefusal(dst) => write!(f, "removing route unreachable {dst}"),
             Change::DeleteRoute(dst, route) => write!(f, "removing route {dst}{route}"),
             Change::DeleteFdb(dev, mac, dst) => write!(f, "removing forwarding entry {mac} dst {dst} dev {dev}"),
             Change::DeleteNeighbour(dev, ip) => write!(f, "removing neighbour {ip} dev {dev}"),
@@ -224,6 +250,7 @@ impl fmt::Display for Tunnel {
             Tunnel::Vxlan(link) => write!(f, "vxlan id {} local {} dev {}", link.vni, link.local, link.underlay),
             Tunnel::Ipip(link) => write!(f, "ipip local {}", link.local),
             Tunnel::Tun(_) => f.write_str("tun"),
+            Tunnel::WireGuard(_) => f.write_str("wireguard"),
         }
     }
 }

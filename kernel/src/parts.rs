@@ -13,49 +13,65 @@ impl Overlay {
     /// The entries of `part` whose places are taken here, by whatever.
     #[must_use]
     pub fn taken(&self, part: &Overlay) -> Overlay {
-        let Overlay { links, addresses, routes, neighbours, fdb, drift: _ } = part;
+        let Overlay { links, addresses, routes, refusals, neighbours, fdb, peers, allowed, drift: _ } = part;
         Overlay {
             links: common(&self.links, links),
             addresses: addresses.iter().filter(|address| self.addresses.contains(address)).cloned().collect(),
             routes: common(&self.routes, routes),
+            refusals: self.refusals.intersection(refusals).copied().collect(),
             neighbours: common(&self.neighbours, neighbours),
             fdb: common(&self.fdb, fdb),
+            peers: common(&self.peers, peers),
+            allowed: common(&self.allowed, allowed),
             drift: Drift::default(),
         }
     }
 
     /// Whether all entries of `part` are here just so.
     pub fn contains(&self, part: &Overlay) -> bool {
-        let Overlay { links, addresses, routes, neighbours, fdb, drift: _ } = part;
+        let Overlay { links, addresses, routes, refusals, neighbours, fdb, peers, allowed, drift: _ } = part;
         holds(&self.links, links)
             && addresses.is_subset(&self.addresses)
             && holds(&self.routes, routes)
+            && refusals.is_subset(&self.refusals)
             && holds(&self.neighbours, neighbours)
             && holds(&self.fdb, fdb)
+            && holds(&self.peers, peers)
+            && holds(&self.allowed, allowed)
     }
 
     /// Puts a part in. False if it took the place of something; then this is a sum no more.
     pub fn put(&mut self, part: Overlay) -> bool {
-        let Overlay { links, addresses, routes, neighbours, fdb, drift: _ } = part;
+        let Overlay { links, addresses, routes, refusals, neighbours, fdb, peers, allowed, drift: _ } = part;
         let mut free = put_in(&mut self.links, links);
         for address in addresses {
             free &= self.addresses.insert(address);
         }
+        for network in refusals {
+            free &= self.refusals.insert(network);
+        }
         free &= put_in(&mut self.routes, routes);
         free &= put_in(&mut self.neighbours, neighbours);
-        free & put_in(&mut self.fdb, fdb)
+        free &= put_in(&mut self.fdb, fdb);
+        free &= put_in(&mut self.peers, peers);
+        free & put_in(&mut self.allowed, allowed)
     }
 
     /// Takes a part out. False if it was not in here just so; then this is a sum no more.
     pub fn take(&mut self, part: &Overlay) -> bool {
-        let Overlay { links, addresses, routes, neighbours, fdb, drift: _ } = part;
+        let Overlay { links, addresses, routes, refusals, neighbours, fdb, peers, allowed, drift: _ } = part;
         let mut found = take_out(&mut self.links, links);
         for address in addresses {
             found &= self.addresses.remove(address);
         }
+        for network in refusals {
+            found &= self.refusals.remove(network);
+        }
         found &= take_out(&mut self.routes, routes);
         found &= take_out(&mut self.neighbours, neighbours);
-        found & take_out(&mut self.fdb, fdb)
+        found &= take_out(&mut self.fdb, fdb);
+        found &= take_out(&mut self.peers, peers);
+        found & take_out(&mut self.allowed, allowed)
     }
 
     fn is_vacant(&self) -> bool {

@@ -160,6 +160,22 @@ fn what_is_applied_is_what_is_observed() {
     assert_eq!(node.netlink.link("flannel.1").unwrap(), None);
 }
 
+/// Packets to a pod of nobody are refused, and do not take the default route, for both families.
+#[test]
+fn what_leads_nowhere_is_refused() {
+    let mut node = node();
+    let mut wanted = desired(1);
+    wanted.refusals.extend([Family::V4.subnet(9), Family::V4.subnet(1), Family::V6.subnet(9)]);
+    assert!(reconcile(&mut node, &wanted) > 3);
+    for (family, peer, refused) in [(Family::V4, 9, true), (Family::V6, 9, true), (Family::V4, 1, false)] {
+        let found = node.netlink.lookup(family.subnet(peer).network());
+        assert_eq!(found.is_err(), refused, "{found:?}");
+    }
+    wanted.refusals.remove(&Family::V4.subnet(1));
+    assert_eq!(reconcile(&mut node, &wanted), 1, "the peer's own route stays");
+    reconcile(&mut node, &Overlay::default());
+}
+
 #[test]
 fn a_thousand_peers() {
     let (mut node, desired) = (node(), desired(1000));

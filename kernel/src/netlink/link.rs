@@ -61,6 +61,8 @@ pub enum LinkKind {
     Ipip(IpipAttributes),
     /// a TUN device (a TAP device is of kind `Other`)
     Tun,
+    /// a device of the kernel's WireGuard
+    WireGuard,
     /// the loopback device
     Loopback,
     /// any other, by the kernel's name of its kind; empty for hardware
@@ -417,6 +419,7 @@ fn kind_called(name: &[u8]) -> LinkKind {
         b"vxlan" => LinkKind::Vxlan(VxlanAttributes::default()),
         b"ipip" => LinkKind::Ipip(IpipAttributes::default()),
         b"tun" => LinkKind::Tun,
+        b"wireguard" => LinkKind::WireGuard,
         other => LinkKind::Other(String::from_utf8_lossy(other).into_owned()),
     }
 }

@@ -1,0 +1,94 @@
+//! The WireGuard tunnels of this node: its identity, and whoever carries the packets, the kernel or this process.
+
+mod identity;
+mod user_space;
+
+pub use identity::{Identity, KEY_FILE};
+
+use kernel::Overlay;
+use kernel::netlink::Netlink;
+use kernel::wireguard::{Interface, PublicKey, WireGuard, moved, peers_of};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Brings tunnels to the state that an overlay asks for. Devices are made, and given addresses and routes, elsewhere.
+pub struct Tunnels {
+    identity: Identity,
+    /// the UDP port of each device
+    ports: BTreeMap<String, u16>,
+    carrier: Carrier,
+    /// what was last set: tells an announcement that has changed from a peer that has moved
+    before: BTreeMap<String, Interface>,
+}
+
+enum Carrier {
+    Kernel(WireGuard),
+    /// devices by name, with the index of their TUN device
+    Process(BTreeMap<String, (u32, user_space::Device)>),
+}
+
+impl Tunnels {
+    /// Those of `identity` on the devices of `ports`, carried by `kernel` if it is given, else by this process.
+    pub fn new(identity: Identity, ports: BTreeMap<String, u16>, kernel: Option<WireGuard>) -> Self {
+        let carrier = kernel.map_or_else(|| Carrier::Process(BTreeMap::new()), Carrier::Kernel);
+        Tunnels { identity, ports, carrier, before: BTreeMap::new() }
+    }
+
+    /// Brings the tunnels to what `overlay` says; that of a device which it has no more is closed. Each stands for itself.
+    ///
+    /// # Errors
+    /// What could not be done, for each device.
+    pub fn ensure(&mut self, netlink: &mut Netlink, overlay: &Overlay) -> Result<(), Vec<String>> {
+        if let Carrier::Process(devices) = &mut self.carrier {
+            devices.retain(|name, _| overlay.links.contains_key(name));
+        }
+        self.before.retain(|name, _| overlay.links.contains_key(name));
+        let mut failures = Vec::new();
+        for (name, port) in self.ports.iter().filter(|(name, _)| overlay.links.contains_key(*name)) {
+            let Identity { private_key, public_key } = self.identity.clone();
+            let wanted = Interface { private_key, public_key, port: *port, peers: peers_of(overlay, name) };
+            let moved = self.before.get(name).map_or_else(BTreeSet::new, |before| moved(&before.peers, &wanted.peers));
+            let ensured = match &mut self.carrier {
+                Carrier::Kernel(kernel) => kernel.ensure(name, &wanted, &moved),
+                Carrier::Process(devices) => carry(netlink, devices, name, &wanted, &moved),
+            };
+            match ensured {
+                Ok(changes) => {
+                    if changes > 0 {
+                        tracing::info!("{changes} changes of the peers of {name}");
+                    }
+                    self.before.insert(name.clone(), wanted);
+                }
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures) }
+    }
+
+    /// What people should know of sessions that do not come about.
+    pub fn complaints(&self) -> Vec<String> {
+        match &self.carrier {
+            Carrier::Kernel(_) => Vec::new(),
+            Carrier::Process(devices) => devices.values().flat_map(|(_, device)| device.complaints()).collect(),
+        }
+    }
+}
+
+fn carry(
+    netlink: &mut Netlink,
+    devices: &mut BTreeMap<String, (u32, user_space::Device)>,
+    name: &str,
+    wanted: &Interface,
+    moved: &BTreeSet<PublicKey>,
+) -> kernel::Result<usize> {
+    let index = netlink.link(name)?.map(|link| link.index);
+    let index =
+        index.ok_or_else(|| kernel::Error::new(format!("carrying the packets of {name}"), nix::Error::ENODEV))?;
+    // One that was deleted and made anew is another device, and hands its packets to nobody yet.
+    if !devices.get(name).is_some_and(|(of, device)| *of == index && device.is_of(wanted)) {
+        // Its port must be free for the new one.
+        devices.remove(name);
+        devices.insert(name.to_owned(), (index, user_space::Device::start(name, wanted)?));
+        tracing::info!("carrying the packets of {name} in this process, UDP port {}", wanted.port);
+    }
+    devices.get(name).map_or(Ok(0), |(_, device)| Ok(device.ensure(wanted, moved)))
+}
