@@ -2,6 +2,7 @@
 //! we make carries our mark: [`ROUTE_PROTOCOL`], a link alias, or an nftables table of our own.
 
 mod apply;
+pub mod batch;
 pub mod conntrack;
 pub mod detached;
 mod diff;

@@ -83,6 +83,13 @@ impl Tun {
         &self.name
     }
 
+    /// Whether the device still exists; once it was deleted this hold on it is of no use any more.
+    pub fn is_attached(&self) -> bool {
+        let mut answer =
+            libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: 0 } };
+        control(&self.file, libc::TUNGETIFF, (&raw mut answer).expose_provenance()).is_ok()
+    }
+
     /// Reads one packet, and returns its length. A packet that is longer than `buffer` is cut off.
     ///
     /// # Errors
@@ -128,8 +135,8 @@ fn request(name: &str, mode: libc::c_int) -> Option<libc::ifreq> {
 }
 
 fn control(file: &File, request: libc::Ioctl, argument: usize) -> std::result::Result<(), Errno> {
-    // SAFETY: the descriptor is open; TUNSETIFF reads and writes one ifreq, whose address the argument is then, and the two
-    // other requests take a number.
+    // SAFETY: the descriptor is open; TUNSETIFF and TUNGETIFF read and write one ifreq, whose address the argument is then,
+    // and the two other requests take a number.
     Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), request, argument) }).map(drop)
 }
 

@@ -94,7 +94,9 @@ fn the_device_outlives_its_holder_and_is_adopted_as_it_is() {
 #[test]
 fn a_deleted_device_says_so_for_ever() {
     let (_, mut netlink, tun) = node();
+    assert!(tun.is_attached());
     netlink.delete_link("flannel0").unwrap();
+    assert!(!tun.is_attached());
     let mut buffer = [0; 100];
     for _ in 0..2 {
         assert_eq!(tun.read(&mut buffer).unwrap_err().raw_os_error(), Some(libc::EBADFD));
