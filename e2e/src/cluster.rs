@@ -18,6 +18,8 @@ pub enum Backend {
     Vxlan,
     /// routed, the peer node as the next hop
     HostGw,
+    /// through the daemons, in UDP
+    Udp,
 }
 
 /// Where leases are kept.
@@ -36,7 +38,8 @@ impl FromStr for Backend {
         match text {
             "vxlan" => Ok(Backend::Vxlan),
             "host-gw" => Ok(Backend::HostGw),
-            _ => Err(format!("unknown backend {text:?}: vxlan or host-gw")),
+            "udp" => Ok(Backend::Udp),
+            _ => Err(format!("unknown backend {text:?}: vxlan, host-gw or udp")),
         }
     }
 }
@@ -46,6 +49,7 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Backend::Vxlan => "vxlan",
             Backend::HostGw => "host-gw",
+            Backend::Udp => "udp",
         })
     }
 }
@@ -78,7 +82,7 @@ pub struct Settings {
     pub backend: Backend,
     /// where leases are kept
     pub store: Store,
-    /// the network configuration without its backend
+    /// the network configuration; where it names no backend itself, `backend` with its defaults
     pub network: Value,
     /// further flags of every daemon
     pub flags: Vec<String>,
@@ -94,9 +98,13 @@ impl Settings {
     /// flannel's net-conf.json.
     fn net_conf(&self) -> Value {
         let mut config = self.network.clone();
+        if config.get("Backend").is_some() {
+            return config;
+        }
         config["Backend"] = match self.backend {
             Backend::Vxlan => json!({"Type": "vxlan", "VNI": 1}),
             Backend::HostGw => json!({"Type": "host-gw"}),
+            Backend::Udp => json!({"Type": "udp"}),
         };
         config
     }

@@ -28,7 +28,7 @@ pub struct Wishes {
     /// Number of nodes
     #[arg(long, env = "NODES", default_value_t = 3)]
     pub nodes: usize,
-    /// How packets travel between nodes: vxlan or host-gw
+    /// How packets travel between nodes: vxlan, host-gw or udp
     #[arg(long, env = "BACKEND", default_value = "vxlan")]
     pub backend: Backend,
     /// Where leases are kept: file or etcd

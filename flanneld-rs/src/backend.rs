@@ -2,6 +2,8 @@
 
 mod desired;
 mod host_gw;
+mod ipip;
+pub mod udp;
 mod vxlan;
 
 use crate::family::{Family, PerFamily};
@@ -14,6 +16,8 @@ use std::net::IpAddr;
 
 pub use desired::Desired;
 pub use host_gw::HostGw;
+pub use ipip::Ipip;
+pub use udp::Udp;
 pub use vxlan::Vxlan;
 
 /// A backend, ready for use.
@@ -23,6 +27,21 @@ pub enum Backend {
     Vxlan(Vxlan),
     /// routes through the other nodes, which share a network segment
     HostGw(HostGw),
+    /// IPv4 tunnels between all nodes
+    Ipip(Ipip),
+    /// packets through this process
+    Udp(Udp),
+    /// subnets are leased, and how they are reached is somebody else's business
+    Alloc,
+}
+
+/// What this process has to do itself for packets to reach the other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// nothing: the kernel carries them
+    None,
+    /// carry them, at most one plan for each family
+    Udp(Vec<udp::Plan>),
 }
 
 impl Backend {
@@ -32,6 +51,9 @@ impl Backend {
         match &config.backend {
             network_config::Backend::Vxlan(vxlan) => Backend::Vxlan(Vxlan::new(vxlan.clone(), macs)),
             network_config::Backend::HostGw => Backend::HostGw(HostGw),
+            network_config::Backend::Ipip { direct_routing } => Backend::Ipip(Ipip::new(*direct_routing)),
+            network_config::Backend::Udp { port } => Backend::Udp(Udp::new(*port)),
+            network_config::Backend::Alloc => Backend::Alloc,
         }
     }
 
@@ -40,6 +62,12 @@ impl Backend {
         match self {
             Backend::Vxlan(vxlan) => vxlan.announcement(uplink, families),
             Backend::HostGw(host_gw) => host_gw.announcement(uplink, families),
+            Backend::Ipip(_) | Backend::Udp(_) | Backend::Alloc => {
+                let address = |family: &Family| Some((*family, *uplink.public.get(*family)?));
+                let endpoint = |(family, public_ip)| (family, Endpoint { public_ip, data: None });
+                let endpoints = families.iter().filter_map(address).map(endpoint).collect();
+                Announcement { backend_type: self.backend_type().into(), endpoints }
+            }
         }
     }
 
@@ -50,7 +78,9 @@ impl Backend {
     pub fn desired(&self, node: &Node<'_>, leases: &LeaseTable) -> Desired {
         let overlay = match self {
             Backend::Vxlan(vxlan) => vxlan.base(node.uplink, node.own),
-            Backend::HostGw(_) => Overlay::default(),
+            Backend::Ipip(_) => Ipip::base(node.uplink, node.own),
+            Backend::Udp(_) => Udp::base(node),
+            Backend::HostGw(_) | Backend::Alloc => Overlay::default(),
         };
         self.add_peers(node, leases, Desired { overlay, ..Desired::default() })
     }
@@ -61,7 +91,7 @@ impl Backend {
     }
 
     fn add_peers(&self, node: &Node<'_>, leases: &LeaseTable, mut desired: Desired) -> Desired {
-        for lease in leases.iter().filter(|lease| lease.subnets != node.own.subnets) {
+        for lease in self.others(node, leases) {
             let mut parts = Vec::new();
             for peer in node.peers(self.backend_type(), lease) {
                 match peer.and_then(|peer| self.reach(node.uplink, &peer)) {
@@ -74,11 +104,29 @@ impl Backend {
         desired
     }
 
+    /// The leases that may be peers.
+    fn others<'a>(&self, node: &Node<'a>, leases: &'a LeaseTable) -> impl Iterator<Item = &'a Lease> {
+        let (own, has_peers) = (node.own.subnets, !matches!(self, Backend::Alloc));
+        leases.iter().filter(move |lease| has_peers && lease.subnets != own)
+    }
+
+    /// What this process has to do itself for the nodes of `leases`.
+    pub fn work(&self, node: &Node<'_>, leases: &LeaseTable) -> Work {
+        let peers = self.others(node, leases).flat_map(|lease| node.peers(self.backend_type(), lease)).flatten();
+        match self {
+            Backend::Udp(udp) => Work::Udp(udp.plans(node, peers)),
+            Backend::Vxlan(_) | Backend::HostGw(_) | Backend::Ipip(_) | Backend::Alloc => Work::None,
+        }
+    }
+
     /// What makes one family of a peer reachable, or why it cannot be.
     fn reach(&self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
         match self {
             Backend::Vxlan(vxlan) => vxlan.reach(uplink, peer),
             Backend::HostGw(host_gw) => host_gw.reach(uplink, peer),
+            Backend::Ipip(ipip) => Ok(ipip.reach(uplink, peer)),
+            // There is one way to all of them, and it is in the base.
+            Backend::Udp(_) | Backend::Alloc => Ok(Overlay::default()),
         }
     }
 
@@ -86,6 +134,9 @@ impl Backend {
         match self {
             Backend::Vxlan(_) => vxlan::TYPE,
             Backend::HostGw(_) => host_gw::TYPE,
+            Backend::Ipip(_) => ipip::TYPE,
+            // flannel has no name for them.
+            Backend::Udp(_) | Backend::Alloc => "",
         }
     }
 
@@ -93,7 +144,9 @@ impl Backend {
     pub fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
         match self {
             Backend::Vxlan(vxlan) => vxlan.mtu(uplink, families),
-            Backend::HostGw(_) => uplink.mtu,
+            Backend::Ipip(_) => Ipip::mtu(uplink),
+            Backend::Udp(_) => Udp::mtu(uplink, families),
+            Backend::HostGw(_) | Backend::Alloc => uplink.mtu,
         }
     }
 
@@ -101,15 +154,19 @@ impl Backend {
     pub fn devices(&self) -> Vec<(Family, String)> {
         match self {
             Backend::Vxlan(vxlan) => Family::ALL.map(|family| (family, vxlan.device(family))).into(),
-            Backend::HostGw(_) => Vec::new(),
+            Backend::Ipip(_) => vec![(Family::V4, ipip::DEVICE.into())],
+            Backend::Udp(_) => Family::ALL.map(|family| (family, Udp::device(family).into())).into(),
+            Backend::HostGw(_) | Backend::Alloc => Vec::new(),
         }
     }
 
     /// What to look at in the kernel.
     pub fn scope(&self, config: &NetworkConfig) -> Scope {
+        // Routes to pods that others make are a predecessor's, but where it is others who are to make them.
+        let networks = if matches!(self, Backend::Alloc) { PerFamily::default() } else { config.networks() };
         Scope {
             devices: self.devices().into_iter().map(|(_, name)| name).collect(),
-            networks: config.networks().iter().map(|(_, network)| *network).collect(),
+            networks: networks.iter().map(|(_, network)| *network).collect(),
         }
     }
 }
@@ -130,7 +187,8 @@ impl Node<'_> {
     fn peers<'a>(&self, backend_type: &str, lease: &'a Lease) -> Vec<Result<Peer<'a>, String>> {
         let theirs = &lease.announcement.backend_type;
         if theirs != backend_type {
-            return vec![Err(format!("its backend is {theirs:?}, ours {backend_type:?}"))];
+            let named = |name: &str| if name.is_empty() { "none (udp, alloc)".into() } else { format!("{name:?}") };
+            return vec![Err(format!("its backend is {}, ours {}", named(theirs), named(backend_type)))];
         }
         let shared = lease.subnets.iter().filter(|(family, _)| self.own.subnets.get(*family).is_some());
         let peer = |(family, subnet): (Family, &IpNetwork)| {

@@ -69,6 +69,22 @@ impl<T> PerFamily<T> {
         }
     }
 
+    /// The value for a family, to be changed.
+    pub fn get_mut(&mut self, family: Family) -> Option<&mut T> {
+        match family {
+            Family::V4 => self.v4.as_mut(),
+            Family::V6 => self.v6.as_mut(),
+        }
+    }
+
+    /// Takes the value for a family out.
+    pub fn take(&mut self, family: Family) -> Option<T> {
+        match family {
+            Family::V4 => self.v4.take(),
+            Family::V6 => self.v6.take(),
+        }
+    }
+
     /// Sets the value for a family and returns the one before.
     pub fn set(&mut self, family: Family, value: T) -> Option<T> {
         match family {

@@ -18,3 +18,4 @@ pub mod store;
 pub mod uninstall;
 pub mod uplink;
 pub mod wireguard;
+pub mod worker;

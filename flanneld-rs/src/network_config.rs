@@ -14,6 +14,11 @@ pub const MAX_BYTES: usize = 64 * 1024;
 /// Smallest MTU of a link that carries IPv4 (RFC 791), and the largest that an IP packet can fill.
 const MTU: std::ops::RangeInclusive<u64> = 68..=65_535;
 
+/// flannel's port for packets in UDP.
+const UDP_PORT: u16 = 8285;
+/// What can be chosen.
+const BUILT: &str = "vxlan, host-gw, ipip, udp or alloc";
+
 /// A configuration that parsed: every value in it is usable as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
@@ -30,6 +35,18 @@ pub enum Backend {
     Vxlan(Vxlan),
     /// plain routes through the nodes, which share a network segment
     HostGw,
+    /// IPv4 tunnels
+    Ipip {
+        /// plain routes to the peers of the own network segment
+        direct_routing: bool,
+    },
+    /// packets in UDP, through the daemon
+    Udp {
+        /// on which all nodes listen
+        port: u16,
+    },
+    /// leases only
+    Alloc,
 }
 
 /// Settings of the VXLAN backend.
@@ -106,7 +123,11 @@ impl NetworkConfig {
         if pools.is_empty() {
             return Err(ConfigError("EnableIPv4 and EnableIPv6 are both false: one must be true".into()));
         }
-        Ok(Self { pools, backend: Backend::parse(&object)? })
+        let backend = Backend::parse(&object)?;
+        if matches!(backend, Backend::Ipip { .. }) && pools.get(Family::V6).is_some() {
+            return Err(ConfigError("EnableIPv6: backend ipip carries IPv4 only; use vxlan, host-gw or udp".into()));
+        }
+        Ok(Self { pools, backend })
     }
 
     /// The pod network of the whole cluster, by family.
@@ -177,14 +198,15 @@ impl Backend {
         match kind.as_str() {
             "vxlan" => Vxlan::parse(&options).map(Self::Vxlan),
             "host-gw" => Ok(Self::HostGw),
-            "udp" | "wireguard" | "ipip" | "ipsec" | "extension" | "alloc" | "tencent-vpc" => {
-                Err(ConfigError(if options.get("Type").is_some() {
-                    format!("backend {kind} is not built yet; use vxlan or host-gw")
-                } else {
-                    "no Backend.Type means backend udp, which is not built yet; use vxlan or host-gw".into()
-                }))
-            }
-            _ => Err(ConfigError(format!("Backend.Type: {kind:?} is no backend; use vxlan or host-gw"))),
+            "ipip" => Ok(Self::Ipip { direct_routing: field(&options, "DirectRouting")?.unwrap_or(false) }),
+            "udp" => Ok(Self::Udp { port: port(&options, "Port")?.unwrap_or(UDP_PORT) }),
+            "alloc" => Ok(Self::Alloc),
+            "wireguard" | "extension" => Err(ConfigError(format!("backend {kind} is not built yet; use {BUILT}"))),
+            // What flannel has, or had, beside them.
+            "ipsec" | "aws-vpc" | "gce" | "ali-vpc" | "tencent-vpc" => Err(ConfigError(format!(
+                "Backend.Type: {kind} is not supported here; use {BUILT}, or alloc and let the cloud route the leased subnets"
+            ))),
+            _ => Err(ConfigError(format!("Backend.Type: {kind:?} is no backend; use {BUILT}"))),
         }
     }
 }
@@ -201,15 +223,19 @@ impl Vxlan {
         }
         Ok(Self {
             vni: vni.unwrap_or(default.vni),
-            port: number(options, "Port", 0..=65_535)?
-                .and_then(|port| u16::try_from(port).ok())
-                .filter(|port| *port != 0),
+            port: port(options, "Port")?,
             mtu: mtu.and_then(|mtu| u32::try_from(mtu).ok()),
             gbp: flag("GBP")?,
             learning: flag("Learning")?,
             direct_routing: flag("DirectRouting")?,
         })
     }
+}
+
+/// A port number; 0 is as good as none.
+fn port(options: &Object, name: &str) -> Result<Option<u16>, ConfigError> {
+    let port = number(options, name, 0..=65_535)?.and_then(|port| u16::try_from(port).ok());
+    Ok(port.filter(|port| *port != 0))
 }
 
 fn field<'a, T: Deserialize<'a>>(object: &'a Object, name: &str) -> Result<Option<T>, ConfigError> {

@@ -9,6 +9,7 @@ use crate::health::{Condition, Health};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::uplink::{Choice, Tables, Uplink};
+use crate::worker::Worker;
 use cni_plugin::host_ports::{HostPorts, Restorer};
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
@@ -50,6 +51,7 @@ pub struct Reconciler {
     nft: Nft,
     uplink: Option<Uplink>,
     took_over: bool,
+    worker: Worker,
 }
 
 impl Reconciler {
@@ -79,6 +81,7 @@ impl Reconciler {
             nft,
             uplink: None,
             took_over: false,
+            worker: Worker::default(),
         })
     }
 
@@ -122,6 +125,7 @@ impl Reconciler {
     pub fn pass(&mut self, own: &Lease, leases: &LeaseTable, source: Source) -> bool {
         let Some(uplink) = self.uplink.clone() else { return false };
         let overlay = self.overlay(&uplink, own, leases, source);
+        let overlay = both(overlay, self.work(&uplink, own, leases));
         let firewall = self.firewall(own);
         let files = self.write_files(&uplink, own, overlay.is_ok() && firewall.is_ok());
         let good = overlay.is_ok() && firewall.is_ok() && files.is_ok();
@@ -150,6 +154,12 @@ impl Reconciler {
             return Err(summary(&failures));
         }
         desired.overlay.links.keys().try_for_each(|device| self.adopt(device)).map_err(|error| error.to_string())
+    }
+
+    /// Brings what this process does itself to what `own` and `leases` ask for: after the devices that it works with.
+    fn work(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable) -> Result<(), String> {
+        let networks = self.config.networks();
+        self.worker.ensure(&self.backend.work(&Node { networks: &networks, uplink, own }, leases))
     }
 
     /// Marks a device that a predecessor without our mark, such as Go flannel, has left in use: it is as we want it now, and
@@ -220,6 +230,14 @@ fn with_gateway(subnet: IpNetwork) -> IpNetwork {
 
 fn describe(addresses: &PerFamily<IpAddr>) -> String {
     addresses.iter().map(|(_, address)| address.to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+/// Both were tried, and either may have failed.
+fn both(one: Result<(), String>, other: Result<(), String>) -> Result<(), String> {
+    match (one, other) {
+        (Err(one), Err(other)) => Err(format!("{one}; {other}")),
+        (one, other) => one.and(other),
+    }
 }
 
 /// The first few of many, for one line of text.

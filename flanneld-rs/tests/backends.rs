@@ -1,7 +1,7 @@
 //! What the backends announce and desire: pure values, so that every case is a table row.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use flanneld_rs::backend::{Backend, Desired, Node};
+use flanneld_rs::backend::{Backend, Desired, Node, Work};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
@@ -171,8 +171,95 @@ fn mtu_follows_configuration_and_underlay() {
         // What does not fit the underlay would be lost.
         (r#"{"Type": "vxlan", "MTU": 9000}"#, 1500, 1450),
         (r#"{"Type": "host-gw"}"#, 1460, 1460),
+        (r#"{"Type": "alloc"}"#, 1460, 1460),
+        (r#"{"Type": "ipip"}"#, 1500, 1480),
+        (r#"{"Type": "ipip"}"#, 60, 68),
+        (r#"{"Type": "udp"}"#, 1500, 1472),
+        (r#"{"Type": "udp"}"#, 9001, 8973),
     ] {
         let uplink = Uplink { mtu: underlay, ..uplink() };
         assert_eq!(backend(config).mtu(&uplink, &[Family::V4]), wanted, "{config} over {underlay}");
     }
+}
+
+/// What the daemon carries itself for `peers`.
+fn work(backend: &Backend, own: &[&str], peers: &[Lease]) -> Work {
+    let families: Vec<Family> = subnets(own).families().collect();
+    let own = Lease { subnets: subnets(own), announcement: backend.announcement(&uplink(), &families) };
+    let leases: LeaseTable = peers.iter().cloned().chain([own.clone()]).collect();
+    let networks = subnets(&["10.5.0.0/16", "fd00:5::/32"]);
+    backend.work(&Node { networks: &networks, uplink: &uplink(), own: &own }, &leases)
+}
+
+#[test]
+fn udp_has_one_route_for_all_nodes_and_a_proxy_for_each_family() {
+    let backend = backend(r#"{"Type": "udp", "Port": 7890}"#);
+    let good = peer("", &["10.5.2.0/24", "fd00:5:2::/64"], &["192.168.0.2", "2001:db8::2"], None);
+    let bad = peer("vxlan", &["10.5.3.0/24"], &["192.168.0.3"], Some(MAC2));
+    let own = ["10.5.1.0/24", "fd00:5:1::/64"];
+    let alone = desired(&backend, &own, &[]).overlay;
+    let Desired { overlay, left_out, .. } = desired(&backend, &own, &[good.clone(), bad.clone()]);
+    assert_eq!(overlay, alone, "nodes change nothing in the kernel");
+    assert!(left_out.values().flatten().eq([&format!("{bad}: its backend is \"vxlan\", ours none (udp, alloc)")]));
+    let links: Vec<String> = overlay.links.iter().map(|(name, link)| format!("{name} {link} {}", link.mtu())).collect();
+    assert_eq!(links, ["flannel0 tun 1472", "flannel0-v6 tun 1452"]);
+    let addresses: Vec<String> = overlay.addresses.iter().map(|(name, address)| format!("{name} {address}")).collect();
+    assert_eq!(addresses, ["flannel0 10.5.1.0/32", "flannel0-v6 fd00:5:1::/128"]);
+    let routes: Vec<String> = overlay.routes.iter().map(|(subnet, route)| format!("{subnet}{route}")).collect();
+    assert_eq!(routes, ["10.5.0.0/16 dev flannel0", "fd00:5::/32 dev flannel0-v6"]);
+
+    let Work::Udp(plans) = work(&backend, &own, &[good, bad]) else { panic!("no proxy") };
+    let nodes = |plan: &flanneld_rs::backend::udp::Plan| {
+        plan.nodes.iter().map(|(subnet, node)| format!("{subnet} at {node}")).collect::<Vec<_>>().join(", ")
+    };
+    let plans: Vec<String> =
+        plans.iter().map(|plan| format!("{} {} {}: {}", plan.device, plan.bind, plan.own, nodes(plan))).collect();
+    assert_eq!(
+        plans,
+        [
+            "flannel0 192.168.0.1:7890 10.5.1.0/24: 10.5.2.0/24 at 192.168.0.2:7890",
+            "flannel0-v6 [2001:db8::1]:7890 fd00:5:1::/64: fd00:5:2::/64 at [2001:db8::2]:7890",
+        ]
+    );
+    assert_eq!(backend.mtu(&uplink(), &Family::ALL), 1452);
+}
+
+#[test]
+fn ipip_has_flannels_device_and_routes_over_it_or_past_it() {
+    let near = peer("ipip", &["10.5.2.0/24"], &["192.168.0.2"], None);
+    let far = peer("ipip", &["10.5.3.0/24"], &["192.168.7.3"], None);
+    for (config, routes) in [
+        (
+            r#"{"Type": "ipip"}"#,
+            [
+                "10.5.2.0/24 via 192.168.0.2 dev flannel.ipip onlink",
+                "10.5.3.0/24 via 192.168.7.3 dev flannel.ipip onlink",
+            ],
+        ),
+        (
+            r#"{"Type": "ipip", "DirectRouting": true}"#,
+            ["10.5.2.0/24 via 192.168.0.2 dev eth0", "10.5.3.0/24 via 192.168.7.3 dev flannel.ipip onlink"],
+        ),
+    ] {
+        let backend = backend(config);
+        let overlay = desired(&backend, &["10.5.1.0/24"], &[near.clone(), far.clone()]).overlay;
+        let found: Vec<String> = overlay.routes.iter().map(|(subnet, route)| format!("{subnet}{route}")).collect();
+        assert_eq!(found, routes);
+        assert_eq!(overlay.links["flannel.ipip"].to_string(), "ipip local 192.168.0.1");
+        assert_eq!(overlay.links["flannel.ipip"].mtu(), 1480);
+        assert!(overlay.addresses.contains(&("flannel.ipip".into(), "10.5.1.0/32".parse().unwrap())));
+        assert_eq!(work(&backend, &["10.5.1.0/24"], std::slice::from_ref(&near)), Work::None);
+    }
+}
+
+#[test]
+fn alloc_wants_nothing_and_leaves_the_routes_of_others_alone() {
+    let backend = backend(r#"{"Type": "alloc"}"#);
+    let peers = [peer("", &["10.5.2.0/24"], &["192.168.0.2"], None)];
+    assert_eq!(desired(&backend, &["10.5.1.0/24"], &peers), Desired::default());
+    assert_eq!(work(&backend, &["10.5.1.0/24"], &peers), Work::None);
+    let config = NetworkConfig::parse(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "alloc"}}"#).unwrap();
+    assert_eq!(backend.scope(&config), kernel::Scope::default());
+    let announced = backend.announcement(&uplink(), &[Family::V4]);
+    assert_eq!(announced.to_json(), r#"{"PublicIP":"192.168.0.1","PublicIPv6":null}"#);
 }

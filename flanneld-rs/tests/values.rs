@@ -115,6 +115,25 @@ fn values_that_are_none_are_refused() {
 }
 
 #[test]
+fn every_other_backend_has_flannels_settings_and_defaults() {
+    for (backend, wanted) in [
+        (r#"{}"#, Backend::Udp { port: 8285 }),
+        (r#"{"Type":"udp"}"#, Backend::Udp { port: 8285 }),
+        (r#"{"type":"udp","port":0}"#, Backend::Udp { port: 8285 }),
+        (r#"{"Type":"udp","PORT":7890,"Future":1}"#, Backend::Udp { port: 7890 }),
+        (r#"{"Type":"ipip"}"#, Backend::Ipip { direct_routing: false }),
+        (r#"{"Type":"ipip","directRouting":true}"#, Backend::Ipip { direct_routing: true }),
+        (r#"{"Type":"alloc"}"#, Backend::Alloc),
+        (r#"{"Type":"host-gw"}"#, Backend::HostGw),
+    ] {
+        let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{backend}}}"#);
+        assert_eq!(NetworkConfig::parse(&config).unwrap().backend, wanted, "{backend}");
+    }
+    // flannel's documentation has another default; its code has this.
+    assert_eq!(NetworkConfig::parse(r#"{"Network":"10.244.0.0/16"}"#).unwrap().backend, Backend::Udp { port: 8285 });
+}
+
+#[test]
 fn the_network_configuration_of_flannel_is_understood() {
     let config = NetworkConfig::parse(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
     assert_eq!(config.backend, Backend::Vxlan(Vxlan::default()));
@@ -163,8 +182,17 @@ fn a_wrong_network_configuration_is_told_in_one_line_that_names_the_field() {
         (r#"{"EnableIPv6":true,"Network":"10.244.0.0/16"}"#, "IPv6Network is missing"),
         (r#"{"EnableIPv4":false,"Network":"10.244.0.0/16"}"#, "EnableIPv4"),
         (r#"{"EnableIPv4":"yes","Network":"10.244.0.0/16"}"#, "EnableIPv4"),
-        (r#"{"Network":"10.244.0.0/16"}"#, "backend udp, which is not built yet; use vxlan or host-gw"),
-        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#, "backend udp is not built yet"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp","Port":70000}}"#, "Port: 70000"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","DirectRouting":"yes"}}"#, "DirectRouting"),
+        (
+            r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/56","Backend":{"Type":"ipip"}}"#,
+            "ipip carries IPv4 only; use vxlan, host-gw or udp",
+        ),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"aws-vpc"}}"#, "aws-vpc is not supported here; use vxlan"),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipsec","PSK":"x"}}"#,
+            "ipsec is not supported here; use vxlan",
+        ),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"VXLAN"}}"#, "Backend.Type: \"VXLAN\""),
         (r#"{"Network":"10.244.0.0/16","Backend":"vxlan"}"#, "Backend"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "VNI: 16777216"),

@@ -26,13 +26,15 @@ pub(super) fn run(cluster: &mut Cluster, backend: Backend, say: &dyn Fn(&str)) -
     let what = match backend {
         Backend::Vxlan => "flannel.1 deleted",
         Backend::HostGw => "route deleted",
+        Backend::Udp => "flannel0 deleted",
     };
     say(&format!("{what} on node1 behind the daemon's back, under the same stream"));
     let device = during(cluster, what, |cluster, pod, target| {
         let node = cluster.nodes.first().ok_or("no node")?;
         match backend {
-            Backend::Vxlan => delete_device(&node.host.network)?,
+            Backend::Vxlan => delete_device(&node.host.network, "flannel.1")?,
             Backend::HostGw => delete_route(&node.host.network, target)?,
+            Backend::Udp => delete_device(&node.host.network, "flannel0")?,
         }
         eventually(HEAL_LIMIT, || probe::ask(pod, target, Duration::from_millis(100)).map(|_| ()))
     })?;
@@ -56,10 +58,10 @@ fn during(
     Ok(Fault { what: what.into(), sent: report.sent, lost: report.lost, outage_ms })
 }
 
-fn delete_device(node: &Netns) -> Result<()> {
-    match Netlink::open_in(node)?.delete_link("flannel.1")? {
+fn delete_device(node: &Netns, name: &str) -> Result<()> {
+    match Netlink::open_in(node)?.delete_link(name)? {
         true => Ok(()),
-        false => Err("there is no flannel.1 to delete".into()),
+        false => Err(format!("there is no {name} to delete").into()),
     }
 }
 
