@@ -58,6 +58,8 @@ impl HostPorts {
         admit_loopback(&record.forwards).map_err(kernel_error)?;
         let mut nft = Nft::open().map_err(kernel_error)?;
         let key = record.key();
+        // Looked for before the lock is taken: a table that goes in between is missed when its elements are added.
+        let standing = standing(&record.forwards, &mut nft).map_err(kernel_error)?;
         {
             let records = Records::open(&self.directory)?;
             if let Some(former) = records.get(&key)? {
@@ -68,7 +70,7 @@ impl HostPorts {
                     return Err(taken(forward, rival));
                 }
             }
-            if let Err(error) = put_up(&records, record, &mut nft) {
+            if let Err(error) = put_up(&records, record, &standing, &mut nft) {
                 // The reason of the failure is the answer; if this fails as well, DEL finds the record.
                 take_down(&records, record, &mut nft).ok();
                 return Err(error);
@@ -83,7 +85,7 @@ impl HostPorts {
     /// # Errors
     /// `Io`, `TryAgain`, `Kernel`.
     pub fn withdraw(&self, id: &AttachmentId) -> Result<(), CniError> {
-        let (former, nft) = {
+        let (former, mut nft) = {
             let Some(records) = Records::open_existing(&self.directory)? else { return Ok(()) };
             let key = records::key_of(id);
             // Without a record there is at most one in the making.
@@ -92,6 +94,7 @@ impl HostPorts {
             take_down(&records, &former, &mut nft)?;
             (former, nft)
         };
+        self.mend(&former.forwards, &mut nft)?;
         warn(stale::forget_pod(&former.forwards, nft));
         Ok(())
     }
@@ -123,6 +126,18 @@ impl HostPorts {
         drop(records);
         warn(stale::forget_pod(&gone, nft));
         failures.into_result()
+    }
+
+    /// Makes those tables anew that somebody removed or changed, of the families that `forwards` are of.
+    fn mend(&self, forwards: &[Forward], nft: &mut Nft) -> Result<(), CniError> {
+        let standing = standing(forwards, nft).map_err(kernel_error)?;
+        let broken: Vec<Family> = families(forwards).difference(&standing).copied().collect();
+        if broken.is_empty() {
+            return Ok(());
+        }
+        let records = Records::open(&self.directory)?;
+        let forwards = in_force(&records)?;
+        broken.into_iter().try_for_each(|family| replace(family, &forwards, nft)).map_err(kernel_error)
     }
 
     /// What differs from `record` on disk and in the kernel, in words.
@@ -176,8 +191,9 @@ impl HostPorts {
     }
 }
 
-/// Record, claims, elements: in this order.
-fn put_up(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), CniError> {
+/// Record, claims, elements: in this order. The rules of the `standing` families are there. Nothing is asked of the kernel
+/// under the lock, and the elements are one transaction of those that it does one by one in any case.
+fn put_up(records: &Records, record: &Record, standing: &BTreeSet<Family>, nft: &mut Nft) -> Result<(), CniError> {
     let key = record.key();
     records.put(record)?;
     for subnet in record.forwards.iter().map(Forward::subnet).collect::<BTreeSet<_>>() {
@@ -189,11 +205,11 @@ fn put_up(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), CniEr
     for family in families(&record.forwards) {
         let frame = table(family, []);
         let own = || record.forwards.iter().filter(|forward| table::family(forward) == family);
-        let mut added = match nft.has_frame(&frame) {
-            Ok(true) => add(nft, &frame, &table::elements(own())),
+        let mut added = if standing.contains(&family) {
+            add(nft, &frame, &table::elements(own()))
+        } else {
             // Somebody removed the table, or changed it.
-            Ok(false) => Err(Error::new("adding to a table that is gone", Errno::ENOENT)),
-            Err(error) => Err(error),
+            Err(Error::new("adding to a table that is gone", Errno::ENOENT))
         };
         // Prefixes in a set must not overlap: one that lies within another is left out.
         if added.as_ref().is_err_and(|error| matches!(error.errno, Errno::EEXIST | Errno::ENOTEMPTY)) {
@@ -251,9 +267,6 @@ fn take_down(records: &Records, record: &Record, nft: &mut Nft) -> Result<(), Cn
             if !is_single(subnet) && records.subnets()?.iter().any(|other| contains(subnet, *other)) {
                 broken.insert(family);
             }
-        }
-        if !nft.has_frame(&table(family, [])).map_err(kernel_error)? {
-            broken.insert(family);
         }
     }
     records.remove(&key)?;
@@ -319,6 +332,17 @@ fn remove(nft: &mut Nft, frame: &kernel::nft::Table, elements: &Elements) -> Res
 
 fn families(forwards: &[Forward]) -> BTreeSet<Family> {
     forwards.iter().map(table::family).collect()
+}
+
+/// Those families of `forwards` whose rules are all there.
+fn standing(forwards: &[Forward], nft: &mut Nft) -> Result<BTreeSet<Family>, Error> {
+    let mut found = BTreeSet::new();
+    for family in families(forwards) {
+        if nft.has_frame(&table(family, []))? {
+            found.insert(family);
+        }
+    }
+    Ok(found)
 }
 
 /// Lets packets from 127.0.0.1 out to the pods' device, on which the kernel would drop them; the rules keep everybody else

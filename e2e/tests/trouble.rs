@@ -311,3 +311,66 @@ fn clocks_that_jump_change_nothing() {
         node.assert_usable("another time since boot");
     }
 }
+
+/// What a trace of strace says that a process called while it held a lock, for each lock taken: its file, and the calls.
+fn under_locks(trace: &str) -> Vec<(PathBuf, Vec<String>)> {
+    let mut opened = String::new();
+    let mut held: Option<(&str, PathBuf, Vec<String>)> = None;
+    let mut windows = Vec::new();
+    for line in trace.lines() {
+        // 4711  openat(AT_FDCWD, "/x/lock", ...) = 5
+        let (pid, call) = line.split_once(' ').map_or((line, ""), |(pid, call)| (pid, call.trim_start()));
+        if call.starts_with("open") && call.contains("/lock\"") {
+            opened = call.split('"').nth(1).unwrap_or_default().into();
+        } else if call.starts_with("flock(") && call.contains("LOCK_EX") {
+            assert!(held.is_none(), "a lock in a lock: {call}");
+            held = Some((pid, opened.clone().into(), Vec::new()));
+        } else if call.starts_with("flock(") && call.contains("LOCK_UN") {
+            windows.extend(held.take().map(|(_, lock, calls)| (lock, calls)));
+        } else if let Some((holder, _, calls)) = &mut held
+            && *holder == pid
+        {
+            // Devices that are going already are others' business: those of processes of their own.
+            calls.push(call.to_owned());
+        }
+    }
+    assert!(held.is_none(), "a lock that is kept: {held:?}");
+    windows
+}
+
+/// A lock is held for a few dozen system calls on files, and not while the kernel works: what others wait for is never a
+/// device that is made or removed. Under the lock on the node's ports there is the transaction that goes with what is
+/// recorded, of which the kernel does one at a time in any case (nf_tables' commit mutex).
+#[test]
+fn locks_are_held_for_moments_and_not_across_work_of_the_kernel() {
+    for way in [Way::Native, Way::Masquerade, Way::PointToPoint] {
+        let node = Node::new(way);
+        let trace = node.ground.files.join("trace");
+        let calls =
+            "flock,open,openat,socket,sendto,sendmsg,recvfrom,recvmsg,poll,ppoll,futex,nanosleep,clock_nanosleep,setns";
+        let filter = format!("trace={calls},%file,read,write,close");
+        let strace = ["/usr/bin/strace", "-f", "-qq", "-s", "4096", "-o", trace.to_str().unwrap(), "-e", &filter];
+        for verb in ["ADD", "DEL"] {
+            let context = format!("{verb} of {}", way.name());
+            let output = node.ground.runtime.call(&strace, verb, &node.network, &node.attachment).unwrap();
+            assert!(output.status.success(), "{context}: {output:?}");
+            let windows = under_locks(&fs::read_to_string(&trace).unwrap());
+            fs::remove_file(&trace).unwrap();
+            assert!(!windows.is_empty(), "{context}");
+            for (lock, calls) in windows {
+                let context = format!("{context}, {}: {calls:#?}", lock.display());
+                assert!(calls.len() < 60, "{context}");
+                let is_ports = lock.starts_with(node.ground.files.join("host-ports"));
+                assert!(is_ports || lock.starts_with(node.ground.files.join("networks")), "{context}");
+                let waits = ["poll", "ppoll", "futex", "nanosleep", "clock_nanosleep", "setns", "flock"];
+                let is = |call: &String, names: &[&str]| names.iter().any(|name| call.starts_with(&format!("{name}(")));
+                assert!(!calls.iter().any(|call| is(call, &waits)), "{context}");
+                let messages: Vec<_> = calls.iter().filter(|call| is(call, &["sendto", "sendmsg"])).collect();
+                // One transaction for each family, or for each of its sets.
+                assert!(messages.iter().all(|call| call.contains("NFNL_MSG_BATCH_BEGIN")), "{context}");
+                assert!(messages.len() <= if is_ports { 4 } else { 0 }, "{context}");
+            }
+        }
+        node.assert_intact(way.name());
+    }
+}

@@ -25,7 +25,7 @@ impl Remains {
         for line in ask(node, "/sbin/ip", "iproute2", &["neigh", "show"], "")?.lines() {
             if line.contains(" lladdr ") && !line.starts_with("fe80:") {
                 let words: Vec<&str> = line.split(' ').take(5).collect();
-                remains.note(format!("neighbour {}", words.join(" ")));
+                remains.note(format!("{NEIGHBOUR}{}", words.join(" ")));
             }
         }
         for line in ask(node, "/sbin/tc", "iproute2", &["qdisc", "show"], "")?.lines() {
@@ -65,12 +65,16 @@ impl Remains {
     pub fn difference(&self, before: &Remains) -> Option<String> {
         let count = |of: &Remains, line: &String| of.0.get(line).copied().unwrap_or_default();
         let more = self.0.keys().filter(|line| count(self, line) > count(before, line)).map(|line| format!("+ {line}"));
-        let less =
-            before.0.keys().filter(|line| count(self, line) < count(before, line)).map(|line| format!("- {line}"));
+        // The kernel forgets neighbours by itself when all namespaces together have many.
+        let missing = |line: &&String| count(self, line) < count(before, line) && !line.starts_with(NEIGHBOUR);
+        let less = before.0.keys().filter(missing).map(|line| format!("- {line}"));
         let lines: Vec<String> = more.chain(less).collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 }
+
+/// What the lines of neighbours begin with.
+const NEIGHBOUR: &str = "neighbour ";
 
 /// Hints of the address management that are no reservations: what was given last and lately (see `ipam/src/ledger.rs`).
 const MAY_BE_THERE: [&str; 3] = ["last_reserved_ip.", "released", "stamp"];
