@@ -12,7 +12,6 @@ use crate::ready::{await_carrier, await_reception};
 use crate::teardown::Remains;
 use crate::{masquerade, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
-use ipnetwork::IpNetwork;
 use kernel::Mac;
 use kernel::netlink::{Link, LinkChange, Netlink};
 use kernel::netns::Netns;
@@ -109,11 +108,9 @@ fn limit(plan: &PodPlan, sandbox: &Sandbox, network: &str, host: &mut Netlink) -
 }
 
 fn masquerade(plan: &PodPlan, sandbox: &Sandbox, network: &str) -> kernel::Result<()> {
-    if !plan.masquerade {
-        return Ok(());
-    }
-    let addresses: Vec<IpNetwork> = plan.ips.iter().map(|ip| ip.address).collect();
-    masquerade::add(network, &sandbox.id, &addresses)
+    let Some(own) = &plan.masquerade else { return Ok(()) };
+    let pods: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
+    masquerade::add(network, &sandbox.id, &pods, own)
 }
 
 /// What follows once the pair is there, until packets come through.

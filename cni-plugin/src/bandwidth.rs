@@ -4,9 +4,9 @@ pub(crate) mod limits;
 pub(crate) mod shaper;
 
 use crate::add::open_sandbox;
-use crate::gc;
 use crate::plugin::kernel_error;
 use crate::teardown::Failures;
+use crate::{check, gc};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use kernel::netlink::{Link, LinkKind, Netlink};
 use limits::Limits;
@@ -44,7 +44,7 @@ impl Plugin for Bandwidth {
         let mut host = Netlink::open().map_err(kernel_error)?;
         let end = host_end(sandbox, &mut host)?;
         let differences = shaper::differences(&mut host, &sandbox.id, &end, &limits).map_err(kernel_error)?;
-        if differences.is_empty() { Ok(()) } else { Err(CniError::new(Code::CheckFailed, differences.join("; "))) }
+        check::verdict(differences)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {

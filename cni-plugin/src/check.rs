@@ -5,6 +5,7 @@ use crate::bandwidth::shaper;
 use crate::config::{Dialect, Gateway, PluginConfig};
 use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
+use crate::tuning::settings;
 use crate::{attachment, masquerade, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
 use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};
@@ -35,19 +36,28 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
     if let Err(error) = parsed.ipam.check(sandbox, config, &addresses) {
         inspection.differences.push(error.msg);
     }
-    if parsed.masquerade && inspection.ours {
+    if parsed.masquerade.is_some() && inspection.ours {
         let missing = masquerade::check(&config.name, &sandbox.id, &addresses).map_err(kernel_error)?;
         inspection.differences.extend(missing);
     }
+    let sysctls = settings::for_interface(&parsed.sysctls, &sandbox.id.ifname);
     if let Some(ports) = &parsed.ports {
         let addresses: Vec<_> = inspection.ips.iter().map(|ip| ip.address).collect();
         let record = Record::of(&config.name, &sandbox.id, ports.forwards(&addresses)?);
         inspection.differences.extend(HostPorts::recorded_in(&ports.directory).differences(&record)?);
     }
-    match inspection.differences.as_slice() {
-        [] => Ok(()),
-        differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
+    inspection.differences.extend(settings::differences_in(&netns, &sysctls).map_err(kernel_error)?);
+    verdict(inspection.differences)
+}
+
+/// What CHECK answers: nothing, or all differences and what can be done about them.
+pub(crate) fn verdict(differences: Vec<String>) -> Result<(), CniError> {
+    if differences.is_empty() {
+        return Ok(());
     }
+    let details = "CHECK repairs nothing: undo the change, or let the runtime replace the pod. What is missing in \
+        nftables comes back with the next ADD of the same kind, or at once where flanneld-rs runs";
+    Err(CniError { details: details.into(), ..CniError::new(Code::CheckFailed, differences.join("; ")) })
 }
 
 /// What must be, and what is not so.

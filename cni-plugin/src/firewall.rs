@@ -4,6 +4,7 @@
 //! The reference plugin writes iptables rules into a chain that it puts first in FORWARD. We write into nobody's chains: an
 //! accept in a table of our own does not overrule a drop in another one (nft(8), "verdict statement").
 
+use crate::check;
 use crate::plugin::kernel_error;
 use crate::shared_table::{self, SharedTable, from_pods, is_of, owner, to_pods};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
@@ -100,10 +101,7 @@ impl Plugin for Firewall {
                 }
             }
         }
-        match differences.as_slice() {
-            [] => Ok(()),
-            differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
-        }
+        check::verdict(differences)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {

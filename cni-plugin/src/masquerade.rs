@@ -48,14 +48,12 @@ fn multicast() -> [IpNetwork; 2] {
     [(four, 4), (six, 8)].map(|(ip, prefix)| IpNetwork::new(ip, prefix).unwrap_or_else(|_| IpNetwork::from(ip)))
 }
 
-/// Masquerades what `addresses`, each with the prefix length of its subnet, send out of their subnets.
-pub(crate) fn add(network: &str, id: &AttachmentId, addresses: &[IpNetwork]) -> Result<()> {
+/// Masquerades what `pods` send out of the `own` networks.
+pub(crate) fn add(network: &str, id: &AttachmentId, pods: &[IpAddr], own: &[IpNetwork]) -> Result<()> {
     let mut shared = SharedTable::open(table(network))?;
-    let pods: Vec<IpAddr> = addresses.iter().map(IpNetwork::ip).collect();
-    shared.put_pod(&owner(network, id), &pods)?;
-    for address in addresses {
-        let own = IpNetwork::new(address.network(), address.prefix()).unwrap_or(*address);
-        shared.add(if address.is_ipv4() { "own4" } else { "own6" }, &[Element::from(own)])?;
+    shared.put_pod(&owner(network, id), pods)?;
+    for network in own {
+        shared.add(if network.is_ipv4() { "own4" } else { "own6" }, &[Element::from(*network)])?;
     }
     Ok(())
 }

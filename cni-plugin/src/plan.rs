@@ -5,9 +5,11 @@ use crate::attachment;
 use crate::bandwidth::limits::Limits;
 use crate::config::{Gateway, PluginConfig, StaleAddress};
 use crate::host_ports::{Forward, Record};
+use crate::tuning::settings;
 use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -28,8 +30,10 @@ pub(crate) struct PodPlan {
     pub(crate) dns: Dns,
     /// ports of the host that lead to it, as they are recorded
     pub(crate) ports: Record,
-    /// what the pod sends out of its network gets the node's address
-    pub(crate) masquerade: bool,
+    /// what the pod sends out of these networks gets the node's address; none: nothing does
+    pub(crate) masquerade: Option<Vec<IpNetwork>>,
+    /// kernel parameters of the sandbox, the interface's name filled in
+    pub(crate) sysctls: BTreeMap<String, String>,
 }
 
 /// The bridge.
@@ -122,7 +126,8 @@ pub(crate) fn pod(
         limits: config.limits,
         dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
         ports: Record::of(network, id, forwards),
-        masquerade: config.masquerade,
+        masquerade: config.masquerade.as_ref().map(|networks| own_networks(networks, &ips)),
+        sysctls: settings::for_interface(&config.sysctls, &id.ifname),
         ips,
     })
 }
@@ -150,6 +155,18 @@ impl PodPlan {
             dns: self.dns,
         }
     }
+}
+
+/// `networks`, and the subnets that lie in none of them.
+fn own_networks(networks: &[IpNetwork], ips: &[IpAssignment]) -> Vec<IpNetwork> {
+    let mut own = networks.to_vec();
+    for ip in ips {
+        let subnet = with_prefix(ip.address.network(), ip.address.prefix());
+        if !own.iter().any(|network| network.prefix() <= subnet.prefix() && network.contains(subnet.ip())) {
+            own.push(subnet);
+        }
+    }
+    own
 }
 
 /// Configured routes, and the default route of each family that has none yet; a route without a gateway goes over the
@@ -225,7 +242,8 @@ mod tests {
             mac: None,
             limits: Limits::default(),
             dns: Dns::default(),
-            masquerade: false,
+            masquerade: None,
+            sysctls: BTreeMap::new(),
             promiscuous: false,
             isolated: false,
             down: false,
