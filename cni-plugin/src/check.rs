@@ -1,12 +1,14 @@
 //! CHECK: compares the kernel with what ADD returned, and names every difference.
 
 use crate::add::open_sandbox;
+use crate::attachments::Attached;
 use crate::bandwidth::shaper;
 use crate::config::{Dialect, Gateway, PluginConfig};
 use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
+use crate::shared_table::Shared;
 use crate::tuning::settings;
-use crate::{attachment, masquerade, ptp};
+use crate::{attachment, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
 use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};
 use std::net::IpAddr;
@@ -36,8 +38,8 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
     if let Err(error) = parsed.ipam.check(sandbox, config, &addresses) {
         inspection.differences.push(error.msg);
     }
-    if parsed.masquerade.is_some() && inspection.ours {
-        let missing = masquerade::check(&config.name, &sandbox.id, &addresses).map_err(kernel_error)?;
+    if inspection.ours {
+        let missing = inspection.missing_in_nftables(config, sandbox, &addresses).map_err(kernel_error)?;
         inspection.differences.extend(missing);
     }
     let sysctls = settings::for_interface(&parsed.sysctls, &sandbox.id.ifname);
@@ -99,6 +101,28 @@ impl<'a> Inspection<'a> {
             host_mtu: listed.and_then(|interface| interface.mtu),
             differences: Vec::new(),
         }
+    }
+
+    fn missing_in_nftables(
+        &self,
+        config: &NetworkConfig,
+        sandbox: &Sandbox,
+        addresses: &[IpAddr],
+    ) -> kernel::Result<Vec<String>> {
+        let hardware_address = self.parsed.guarded.then(|| self.interface.map(|interface| interface.mac.clone()));
+        let wanted = Attached {
+            masquerade: self.parsed.masquerade.clone(),
+            hardware_address: hardware_address.flatten(),
+            ..Attached::new(&config.name, sandbox, addresses.to_vec())
+        };
+        let (tables, mut differences) = (wanted.tables(), Vec::new());
+        if !tables.is_empty() {
+            let mut shared = Shared::open()?;
+            for table in tables {
+                differences.extend(shared.differences(&table)?);
+            }
+        }
+        Ok(differences)
     }
 
     fn differs(&mut self, difference: String) {

@@ -74,6 +74,8 @@ pub(crate) struct PluginConfig {
     pub(crate) promiscuous: bool,
     /// pods on the bridge do not reach each other
     pub(crate) isolated: bool,
+    /// the pod sends from its own hardware address only
+    pub(crate) guarded: bool,
     /// the pod's interface stays down
     pub(crate) down: bool,
     /// address management
@@ -113,6 +115,7 @@ impl PluginConfig {
             sysctls: settings::sysctls(config)?,
             promiscuous: false,
             isolated: false,
+            guarded: false,
             down: false,
             stale: StaleAddress::ReplaceWhenIdle,
             mtu: mtu(config)?.or(Some(env.mtu)),
@@ -127,9 +130,6 @@ impl PluginConfig {
 
     fn bridge(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
         // Better no pod than one that silently lacks what its network promises.
-        if config.field("macspoofchk").bool()? == Some(true) {
-            return Err(unsupported("macspoofchk"));
-        }
         if config.field("vlan").number::<u16>()?.unwrap_or(0) != 0 || config.field("vlanTrunk").value().is_some() {
             return Err(unsupported("vlan"));
         }
@@ -165,6 +165,7 @@ impl PluginConfig {
             sysctls: BTreeMap::new(),
             promiscuous,
             isolated: is("portIsolation")?,
+            guarded: is("macspoofchk")?,
             down,
             ipam,
             ports: None,
@@ -190,6 +191,7 @@ impl PluginConfig {
             sysctls: BTreeMap::new(),
             promiscuous: false,
             isolated: false,
+            guarded: false,
             down: false,
             ipam,
             ports: None,

@@ -2,11 +2,12 @@
 //! printed from. Here is the last place where anything can be invalid.
 
 use crate::attachment;
+use crate::attachments::Attached;
 use crate::bandwidth::limits::Limits;
 use crate::config::{Gateway, PluginConfig, StaleAddress};
 use crate::host_ports::{Forward, Record};
 use crate::tuning::settings;
-use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route};
+use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route, Sandbox};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
 use std::collections::BTreeMap;
@@ -67,6 +68,8 @@ pub(crate) struct VethPlan {
     pub(crate) hairpin: bool,
     /// isolated from other isolated ports of the bridge
     pub(crate) isolated: bool,
+    /// the pod sends from `mac` only
+    pub(crate) guarded: bool,
     /// the pod's end stays down
     pub(crate) down: bool,
 }
@@ -120,6 +123,7 @@ pub(crate) fn pod(
             mtu: config.mtu,
             hairpin: config.hairpin,
             isolated: config.isolated,
+            guarded: config.guarded,
             down: config.down,
         },
         routes: routes(config.gateway, &ips, &allocated.routes),
@@ -133,6 +137,16 @@ pub(crate) fn pod(
 }
 
 impl PodPlan {
+    /// What is recorded of it, and programmed in nftables.
+    pub(crate) fn record(&self, sandbox: &Sandbox) -> Attached {
+        let addresses = self.ips.iter().map(|ip| ip.address.ip()).collect();
+        Attached {
+            masquerade: self.masquerade.clone(),
+            hardware_address: self.veth.guarded.then(|| self.veth.mac.to_string()),
+            ..Attached::new(&self.ports.network, sandbox, addresses)
+        }
+    }
+
     /// The result to print, once the bridge's real address, if there is a bridge, is known.
     pub(crate) fn result(self, bridge_mac: Option<Mac>, sandbox: &Path) -> AddResult {
         let interface = |name: &str, mac: Mac, sandbox: String| Interface {
@@ -246,6 +260,7 @@ mod tests {
             sysctls: BTreeMap::new(),
             promiscuous: false,
             isolated: false,
+            guarded: false,
             down: false,
             ipam: Allocation::None,
             ports: None,

@@ -15,6 +15,7 @@ use crate::store::{
     Contact, EtcdOptions, EtcdStore, FileStore, Held, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError,
 };
 use crate::uplink::Choice;
+use cni_plugin::attachments::Attachments;
 use cni_plugin::host_ports::HostPorts;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
@@ -72,14 +73,14 @@ async fn serve(options: &Options) -> Result<(), String> {
         forward: options.iptables_forward_rules,
     };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
-    let host_ports = HostPorts::recorded_in(&options.host_ports_dir);
+    let plugins = (HostPorts::recorded_in(&options.host_ports_dir), Attachments::recorded_in(&options.attachments_dir));
     let mut previous = previous_subnets(&files, &config);
     if previous == PerFamily::default() {
         // After a reboot.
         previous = last.as_ref().map(|last| last.own.lease.subnets).unwrap_or_default();
     }
     let backend = backend(&config).map_err(|error| error.to_string())?;
-    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, host_ports, health.clone());
+    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, plugins, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
@@ -144,7 +145,7 @@ fn pass(
     leases: Option<(Arc<LeaseTable>, Source)>,
     health: &Health,
 ) -> bool {
-    let host_ports = reconciler.host_ports();
+    let plugins = reconciler.plugins();
     let announcement = reconciler.announcement();
     announce.send_if_modified(|present| match announcement {
         Some(announcement) if announcement != *present => {
@@ -165,7 +166,7 @@ fn pass(
     let Some((leases, source)) = leases else { return false };
     health.set(Condition::Peers, Ok(()));
     // Without a lease there is nothing to want; what a predecessor programmed stays.
-    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, &leases, source)) && host_ports
+    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, &leases, source)) && plugins
 }
 
 /// Returns when the kernel's state has changed, or after `pause`.
