@@ -84,32 +84,32 @@ impl Shared {
     /// Puts the elements of `table` into the kernel's, in place of those with the same keys that have another owner. True if
     /// there was no such table, and it was made: then the elements of others are gone as well.
     pub(crate) fn put(&mut self, table: &Table) -> Result<bool> {
-        let mut made = false;
-        for (name, set) in &table.sets {
-            let (owned, common): (Vec<Element>, Vec<Element>) =
-                set.elements.iter().cloned().partition(|element| !element.comment.is_empty());
-            made |= self.unless_missing(table, |nft| match owned.is_empty() {
-                true => Ok(()),
-                false => nft.put_elements(table, name, &owned),
-            })?;
-            for element in common {
-                made |= self.unless_missing(table, |nft| add(nft, table, name, &element))?;
-            }
-        }
-        Ok(made)
-    }
-
-    /// Makes the table where `step` finds none, and tells whether it had to.
-    fn unless_missing(&mut self, table: &Table, step: impl Fn(&mut Nft) -> Result<()>) -> Result<bool> {
-        let (mut outcome, mut made) = (Ok(()), false);
+        let mut outcome = Ok(());
         for _attempt in 0..ATTEMPTS {
-            outcome = step(&mut self.0);
+            outcome = self.put_into_sets(table);
             match &outcome {
-                Err(error) if error.errno == Errno::ENOENT => made |= self.0.create(&empty(table))?,
+                // With its elements in the same transaction, so that nobody's removal falls in between.
+                Err(error) if error.errno == Errno::ENOENT => {
+                    if self.0.create(table)? {
+                        return Ok(true);
+                    }
+                }
                 _ => break,
             }
         }
-        outcome.map(|()| made)
+        outcome.map(|()| false)
+    }
+
+    fn put_into_sets(&mut self, table: &Table) -> Result<()> {
+        for (name, set) in &table.sets {
+            let (owned, common): (Vec<Element>, Vec<Element>) =
+                set.elements.iter().cloned().partition(|element| !element.comment.is_empty());
+            if !owned.is_empty() {
+                self.0.put_elements(table, name, &owned)?;
+            }
+            common.iter().try_for_each(|element| add(&mut self.0, table, name, element))?;
+        }
+        Ok(())
     }
 
     /// Removes those elements of `table` that still have the same owner in the kernel; the others have found another one.
@@ -231,13 +231,6 @@ pub(crate) fn unless_there_is_no_nftables(removed: Result<()>) -> Result<()> {
         Err(Error { errno: Errno::EPROTONOSUPPORT | Errno::EINVAL | Errno::EOPNOTSUPP, .. }) => Ok(()),
         other => other,
     }
-}
-
-/// The table without elements.
-fn empty(table: &Table) -> Table {
-    let mut table = table.clone();
-    table.sets.values_mut().for_each(|set| set.elements.clear());
-    table
 }
 
 /// A table for both families.
