@@ -1,6 +1,7 @@
 //! The daemon: puts the parts together, and waits for whatever wakes the next pass.
 
 use crate::backend::Backend;
+use crate::extension::{self, CommandLine, Commands};
 use crate::family::PerFamily;
 use crate::files::Files;
 use crate::firewall::Policy;
@@ -23,7 +24,7 @@ use kernel::netlink::Netlink;
 use kernel::{Mac, watch::Watch};
 use nix::errno::Errno;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -32,22 +33,29 @@ use tokio::time::sleep;
 /// After a failed pass the next one comes this soon, whatever the resync period.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Between two attempts of the command before the lease.
+const COMMAND_RETRY: Duration = Duration::from_secs(5);
+
 /// Runs until SIGTERM or SIGINT, which leave everything in place.
 ///
 /// # Errors
 /// One line: what cannot be mended by trying again.
 pub async fn run(options: Options) -> Result<(), String> {
     let mut signals = Signals::open()?;
+    let last_command = OnceLock::new();
     tokio::select! {
-        outcome = serve(&options) => outcome,
-        () = signals.end() => {
-            tracing::info!("ending; the data path stays as it is");
-            Ok(())
-        }
+        outcome = serve(&options, &last_command) => return outcome,
+        () = signals.end() => {}
     }
+    if let Some(command) = last_command.get() {
+        extension::shutdown(command).await;
+    }
+    tracing::info!("ending; the data path stays as it is");
+    Ok(())
 }
 
-async fn serve(options: &Options) -> Result<(), String> {
+/// `last_command` is filled in with what is to be run when the daemon is told to end.
+async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Result<(), String> {
     if options.kube_subnet_mgr {
         return Err("--kube-subnet-mgr: leases in the Kubernetes API are not built yet; \
                     use etcd (--etcd-endpoints) or a directory (--store-dir)"
@@ -79,7 +87,14 @@ async fn serve(options: &Options) -> Result<(), String> {
         // After a reboot.
         previous = last.as_ref().map(|last| last.own.lease.subnets).unwrap_or_default();
     }
-    let backend = backend(&config).map_err(|error| error.to_string())?;
+    let mut backend = backend(&config).map_err(|error| error.to_string())?;
+    if let Backend::Extension(extension) = &mut backend {
+        if let Some(command) = &extension.commands.shutdown {
+            // Nobody else fills it in.
+            let _ = last_command.set(command.clone());
+        }
+        extension.data = first_command(&extension.commands, &health).await;
+    }
     let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, plugins, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
@@ -251,6 +266,18 @@ async fn network_config(
         }
         health.beat();
         sleep(RETRY).await;
+    }
+}
+
+/// Runs the command that comes before the lease, until it succeeds.
+async fn first_command(commands: &Commands, health: &Health) -> Option<String> {
+    loop {
+        match extension::pre_startup(commands).await {
+            Ok(data) => return data,
+            Err(error) => health.set(Condition::Lease, Err(error)),
+        }
+        health.beat();
+        sleep(COMMAND_RETRY).await;
     }
 }
 
