@@ -5,6 +5,7 @@ pub(crate) mod shaper;
 
 use crate::add::open_sandbox;
 use crate::plugin::kernel_error;
+use crate::status::{devices, unavailable};
 use crate::teardown::Failures;
 use crate::{check, gc};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
@@ -57,7 +58,8 @@ impl Plugin for Bandwidth {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        Limits::parse(config).map(drop)
+        let limits = Limits::parse(config).map_err(unavailable)?;
+        devices(None, &limits).map_err(unavailable)
     }
 }
 

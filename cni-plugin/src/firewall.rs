@@ -8,6 +8,7 @@ use crate::attachments::{Attached, Attachments, Part};
 use crate::check;
 use crate::plugin::kernel_error;
 use crate::shared_table::{self, Shared, from_pods, is_of, owner, to_pods};
+use crate::status::{nftables, unavailable};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::nft::{
@@ -130,7 +131,7 @@ impl Plugin for Firewall {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        is_isolated(config).map(drop)
+        is_isolated(config).and_then(|_| nftables()).map_err(unavailable)
     }
 }
 

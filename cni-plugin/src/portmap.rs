@@ -2,6 +2,7 @@
 
 use crate::check;
 use crate::host_ports::{self, HostPortConfig, HostPorts, Record};
+use crate::status::unavailable;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use ipnetwork::IpNetwork;
 use std::path::Path;
@@ -36,7 +37,6 @@ impl Plugin for PortMap {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
         HostPortConfig::parse(config).map_err(unavailable)?;
         recorded(config)?.status().map_err(unavailable)
     }

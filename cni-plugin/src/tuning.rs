@@ -6,6 +6,7 @@ pub(crate) mod settings;
 use crate::add::open_sandbox;
 use crate::check;
 use crate::plugin::kernel_error;
+use crate::status::unavailable;
 use backup::Backup;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use kernel::Mac;
@@ -83,7 +84,7 @@ impl Plugin for Tuning {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        Settings::parse(config, &Arguments::new(), "eth0").map(drop)
+        Settings::parse(config, &Arguments::new(), "eth0").map(drop).map_err(unavailable)
     }
 }
 
