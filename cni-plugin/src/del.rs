@@ -1,6 +1,5 @@
 //! DEL: idempotent, and content with less and less: no namespace, no link, no bridge, no record, no subnet file.
 
-use crate::attachments::Attachments;
 use crate::config::{self, Dialect};
 use crate::teardown::{Failures, Remains};
 use cni_spec::{Arguments, AttachmentId, CniError, NetworkConfig};
@@ -26,10 +25,9 @@ pub(crate) fn del(
         Vec::new()
     });
     failures.note_cni(keeper.part(id, netns, args, config));
-    let (ports, attachments) = (config::host_ports(dialect, config)?, Attachments::of(config)?);
+    let ports = config::host_ports(dialect, config)?;
     let (bridge, ports) = (bridge.as_deref(), ports.as_ref());
-    let remains =
-        Remains { id, network: &config.name, netns, bridge, addresses: &addresses, ports, attachments: &attachments };
+    let remains = Remains { id, network: &config.name, netns, bridge, addresses: &addresses, ports };
     failures.note_cni(remains.remove());
     failures.into_result()?;
     keeper.release(&config.name, id)

@@ -1,11 +1,10 @@
 //! The one teardown, which serves DEL, GC and a failed ADD: idempotent, goes on after failures, and takes "already gone"
 //! for success.
 
-use crate::attachments::{Attachments, Part};
 use crate::bandwidth::shaper;
 use crate::host_ports::HostPorts;
 use crate::plugin::kernel_error;
-use crate::{attachment, guard, masquerade};
+use crate::{attachment, masquerade};
 use cni_spec::{AttachmentId, CniError};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::netns::Netns;
@@ -16,7 +15,7 @@ use std::path::Path;
 
 /// What is left of an attachment in the kernel: ports of the host that lead to it, the host's neighbour entries for
 /// `addresses`, the queue for what it sends, the veth pair by its host end, whatever pair has its pod's end in `netns`, and
-/// what it has in nftables. The addresses themselves are released by the caller, last, so that nobody is given an address that still
+/// the masquerade. The addresses themselves are released by the caller, last, so that nobody is given an address that still
 /// leads somewhere.
 pub(crate) struct Remains<'a> {
     pub(crate) id: &'a AttachmentId,
@@ -27,8 +26,6 @@ pub(crate) struct Remains<'a> {
     pub(crate) addresses: &'a [IpAddr],
     /// ports of the host that lead to it, unless a chained plugin sees to them
     pub(crate) ports: Option<&'a HostPorts>,
-    /// where it is recorded
-    pub(crate) attachments: &'a Attachments,
 }
 
 impl Remains<'_> {
@@ -37,7 +34,8 @@ impl Remains<'_> {
         let mut failures = Failures::default();
         match self.remove_from_host(&mut failures) {
             // The pair went with its host end, or it is not ours.
-            Ok(Removed::NotOurs | Removed::Pair) => {}
+            Ok(Removed::NotOurs) => return Ok(()),
+            Ok(Removed::Pair) => {}
             outcome => {
                 failures.note(outcome);
                 if let Some(netns) = self.netns {
@@ -45,13 +43,8 @@ impl Remains<'_> {
                 }
             }
         }
-        failures.note_cni(self.remove_elements());
+        failures.note(masquerade::remove(self.network, self.id, self.addresses));
         failures.into_result()
-    }
-
-    fn remove_elements(&self) -> Result<(), CniError> {
-        let searched = [masquerade::table(self.network), guard::table()];
-        self.attachments.withdraw(Part::Interface, self.network, self.id, &searched)
     }
 
     fn remove_from_host(&self, failures: &mut Failures) -> Result<Removed, Error> {

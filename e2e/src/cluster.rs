@@ -75,6 +75,30 @@ impl fmt::Display for Store {
     }
 }
 
+/// Which families pods have addresses of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+    /// both
+    Dual,
+}
+
+impl Families {
+    /// The members of flannel's network configuration for 10.42.0.0/16 in /24 and fd42::/48 in /64 subnets.
+    fn network(self) -> Value {
+        match self {
+            Families::V4 => json!({"Network": "10.42.0.0/16", "SubnetLen": 24}),
+            Families::V6 => json!({"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd42::/48"}),
+            Families::Dual => {
+                json!({"Network": "10.42.0.0/16", "SubnetLen": 24, "EnableIPv6": true, "IPv6Network": "fd42::/48"})
+            }
+        }
+    }
+}
+
 /// What kind of cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -91,8 +115,13 @@ pub struct Settings {
 impl Settings {
     /// 10.42.0.0/16 in /24 subnets, with masquerading.
     pub fn new(backend: Backend, store: Store) -> Self {
-        let network = json!({"Network": "10.42.0.0/16", "SubnetLen": 24});
-        Settings { backend, store, network, flags: vec!["--ip-masq".into()] }
+        Settings { backend, store, network: Families::V4.network(), flags: vec!["--ip-masq".into()] }
+    }
+
+    /// The same with pods of these families.
+    #[must_use]
+    pub fn with(self, families: Families) -> Self {
+        Settings { network: families.network(), ..self }
     }
 
     /// flannel's net-conf.json.
@@ -168,6 +197,16 @@ impl Cluster {
         let node = Node::new(host, &self.directory.join(&name), &self.flags)?;
         self.nodes.push(node);
         self.nodes.last_mut().ok_or_else(|| "no node".into())
+    }
+
+    /// Takes a node's network card out and puts a new one in.
+    pub fn replace_cable(&self, node: usize) -> Result<()> {
+        self.fabric.replace_cable(&self.nodes.get(node).ok_or("no such node")?.host)
+    }
+
+    /// Where the file store keeps the leases.
+    pub fn leases(&self) -> PathBuf {
+        self.directory.join("store/subnets")
     }
 
     /// Connects a host that is no node: the world outside the cluster.

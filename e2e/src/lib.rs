@@ -13,6 +13,7 @@ pub mod containerd;
 pub mod demo;
 pub mod etcd;
 pub mod fabric;
+pub mod faults;
 pub mod inside;
 pub mod node;
 pub mod oracle;

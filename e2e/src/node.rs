@@ -1,7 +1,7 @@
 //! A node: a host with the daemon, the CNI executable and pods.
 
 use crate::fabric::{Host, UPLINK};
-use crate::pod::{Pod, Sandbox, first_address};
+use crate::pod::{Pod, Sandbox, addresses, first_address};
 use crate::probe::http_get;
 use crate::process::{Process, Program};
 use crate::runner::{Attachment, Network, Runtime};
@@ -139,8 +139,8 @@ impl Node {
         let sandbox = Sandbox::start(name, &self.directory.join("log"))?;
         let attachment = Attachment::eth0(format!("{name}-sandbox"), sandbox.path());
         let result = self.runtime.add(&self.network, &attachment)?;
-        let address = first_address(&result)?;
-        self.pods.push(Pod { name: name.into(), address, attachment, sandbox });
+        let (address, addresses) = (first_address(&result)?, addresses(&result)?);
+        self.pods.push(Pod { name: name.into(), address, addresses, attachment, sandbox });
         Ok(self.pods.last().ok_or("no pod")?)
     }
 

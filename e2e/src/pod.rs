@@ -67,17 +67,28 @@ pub(crate) fn start_holder(name: &str, args: &[&str], logs: &Path) -> Result<Pro
 pub struct Pod {
     /// name, for tables
     pub name: String,
-    /// its address
+    /// its address, the first if it has several
     pub address: IpAddr,
+    /// all its addresses
+    pub addresses: Vec<IpAddr>,
     /// how the runtime calls the attachment
     pub attachment: Attachment,
     /// its process and namespace
     pub sandbox: Sandbox,
 }
 
-/// The first address of an ADD result (any version from 0.3.0 on).
+/// The addresses of an ADD result (any version from 0.3.0 on), of which there is at least one.
+pub fn addresses(result: &serde_json::Value) -> Result<Vec<IpAddr>> {
+    let mut addresses = Vec::new();
+    for ip in result["ips"].as_array().into_iter().flatten() {
+        let text = ip["address"].as_str().unwrap_or_default();
+        let address = text.split('/').next().unwrap_or_default();
+        addresses.push(address.parse().map_err(|error| format!("{text:?} in an ADD result: {error}"))?);
+    }
+    if addresses.is_empty() { Err(format!("no address in {result}").into()) } else { Ok(addresses) }
+}
+
+/// The first address of an ADD result.
 pub fn first_address(result: &serde_json::Value) -> Result<IpAddr> {
-    let text = result["ips"][0]["address"].as_str().ok_or_else(|| format!("no address in {result}"))?;
-    let address = text.split('/').next().unwrap_or_default();
-    Ok(address.parse().map_err(|error| format!("{text:?} in an ADD result: {error}"))?)
+    addresses(result)?.first().copied().ok_or_else(|| "no address".into())
 }

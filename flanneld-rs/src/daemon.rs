@@ -1,40 +1,35 @@
 //! The daemon: puts the parts together, and waits for whatever wakes the next pass.
 
 use crate::backend::Backend;
-use crate::extension::{self, CommandLine, Commands};
 use crate::family::PerFamily;
 use crate::files::Files;
 use crate::firewall::Policy;
 use crate::health::{Condition, Health};
 use crate::keeper::Keeper;
 use crate::last_known::{self, LastKnown, Place};
-use crate::lease::{Announcement, LeaseTable};
+use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::options::Options;
+use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
-use crate::store::{
-    Contact, EtcdOptions, EtcdStore, FileStore, Held, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError,
-};
+use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
 use crate::uplink::Choice;
-use cni_plugin::attachments::Attachments;
 use cni_plugin::host_ports::HostPorts;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
+use kernel::Mac;
 use kernel::netlink::Netlink;
-use kernel::{Mac, watch::Watch};
+use kernel::watch::{Expected, Wake, Watch};
 use nix::errno::Errno;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// After a failed pass the next one comes this soon, whatever the resync period.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Between two attempts of the command before the lease.
-const COMMAND_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT, which leave everything in place.
 ///
@@ -42,20 +37,16 @@ const COMMAND_RETRY: Duration = Duration::from_secs(5);
 /// One line: what cannot be mended by trying again.
 pub async fn run(options: Options) -> Result<(), String> {
     let mut signals = Signals::open()?;
-    let last_command = OnceLock::new();
     tokio::select! {
-        outcome = serve(&options, &last_command) => return outcome,
-        () = signals.end() => {}
+        outcome = serve(&options) => outcome,
+        () = signals.end() => {
+            tracing::info!("ending; the data path stays as it is");
+            Ok(())
+        }
     }
-    if let Some(command) = last_command.get() {
-        extension::shutdown(command).await;
-    }
-    tracing::info!("ending; the data path stays as it is");
-    Ok(())
 }
 
-/// `last_command` is filled in with what is to be run when the daemon is told to end.
-async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Result<(), String> {
+async fn serve(options: &Options) -> Result<(), String> {
     if options.kube_subnet_mgr {
         return Err("--kube-subnet-mgr: leases in the Kubernetes API are not built yet; \
                     use etcd (--etcd-endpoints) or a directory (--store-dir)"
@@ -81,21 +72,14 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
         forward: options.iptables_forward_rules,
     };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
-    let plugins = (HostPorts::recorded_in(&options.host_ports_dir), Attachments::recorded_in(&options.attachments_dir));
+    let host_ports = HostPorts::recorded_in(&options.host_ports_dir);
     let mut previous = previous_subnets(&files, &config);
     if previous == PerFamily::default() {
         // After a reboot.
         previous = last.as_ref().map(|last| last.own.lease.subnets).unwrap_or_default();
     }
-    let mut backend = backend(&config).map_err(|error| error.to_string())?;
-    if let Backend::Extension(extension) = &mut backend {
-        if let Some(command) = &extension.commands.shutdown {
-            // Nobody else fills it in.
-            let _ = last_command.set(command.clone());
-        }
-        extension.data = first_command(&extension.commands, &health).await;
-    }
-    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, plugins, health.clone());
+    let backend = backend(&config).map_err(|error| error.to_string())?;
+    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, host_ports, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
@@ -104,7 +88,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
             Some(announcement) => break announcement,
             None => {
                 health.beat();
-                wait(&mut kernel_events, RETRY).await;
+                let _ = timeout(RETRY, news(&mut kernel_events, None)).await;
             }
         }
     };
@@ -114,7 +98,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
     let lease_watch = store.watch();
     let mut snapshots = lease_watch.receiver();
     let keeper = Keeper {
-        store,
+        store: store.clone(),
         config,
         node,
         previous,
@@ -130,45 +114,76 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
     let mut keeper = std::pin::pin!(keeper.run(publish));
     let resync = Duration::from_secs(options.iptables_resync);
     let mut told_service_manager = false;
+    let mut pace = Pace::new(Instant::now());
     loop {
+        let lease: Option<Lease> = own.borrow_and_update().as_ref().map(|own| own.lease.clone());
         let snapshot = snapshots.borrow_and_update().clone();
+        describe(&snapshot, &health);
         let leases = snapshot.leases.clone().map(|leases| (leases, Source::Store));
         let leases = leases.or_else(|| Some((remembered.clone().filter(|_| snapshot.is_down())?, Source::Memory)));
-        let good = pass(&mut reconciler, &announce, &own.borrow_and_update(), &snapshot, leases, &health);
+        let wanted = lease.as_ref().zip(leases.as_ref());
+        if leases.is_some() {
+            health.set(Condition::Peers, Ok(()));
+        }
+        let started = Instant::now();
+        if let Some(wake) = pace.take(started) {
+            let good = pass(&mut reconciler, &announce, &store, wanted, wake);
+            pace.done(started, Instant::now(), if good { resync } else { RETRY });
+        } else if !follow(&mut reconciler, wanted) {
+            pace.wake(Wake::EVERYTHING);
+        }
         health.beat();
         if !told_service_manager && health.ready().is_ok() {
             tracing::info!("ready");
             crate::service_manager::ready();
             told_service_manager = true;
         }
-        let pause = if good { resync } else { RETRY };
         tokio::select! {
             error = &mut keeper => return Err(error.to_string()),
             () = &mut record => {}
             _ = own.changed() => {}
             _ = snapshots.changed() => {}
-            () = wait(&mut kernel_events, pause) => {}
+            () = sleep_until(pace.next()) => {}
+            wake = news(&mut kernel_events, reconciler.expected()) => pace.wake(wake),
         }
+    }
+}
+
+/// Takes in changes of leases alone. False: a look at the whole is needed.
+fn follow(reconciler: &mut Reconciler, wanted: Option<(&Lease, &(Arc<LeaseTable>, Source))>) -> bool {
+    match wanted {
+        Some((own, (leases, source))) => reconciler.follow(own, leases, *source).unwrap_or(false),
+        // Nothing to want so far.
+        None => true,
     }
 }
 
 fn pass(
     reconciler: &mut Reconciler,
     announce: &watch::Sender<Announcement>,
-    own: &Option<Held>,
-    snapshot: &Snapshot,
-    leases: Option<(Arc<LeaseTable>, Source)>,
-    health: &Health,
+    store: &Store,
+    wanted: Option<(&Lease, &(Arc<LeaseTable>, Source))>,
+    wake: Wake,
 ) -> bool {
-    let plugins = reconciler.plugins();
+    let host_ports = reconciler.host_ports();
     let announcement = reconciler.announcement();
-    announce.send_if_modified(|present| match announcement {
+    let changed = announce.send_if_modified(|present| match announcement {
         Some(announcement) if announcement != *present => {
             *present = announcement;
             true
         }
         _ => false,
     });
+    if changed {
+        store.moved();
+    }
+    // Without a lease there is nothing to want; what a predecessor programmed stays.
+    let Some((own, (leases, source))) = wanted else { return false };
+    reconciler.pass(own, leases, *source, !wake.touches_overlay()) && host_ports
+}
+
+/// Notes what is to be said of the store.
+fn describe(snapshot: &Snapshot, health: &Health) {
     health.note(
         "lease store",
         match &snapshot.contact {
@@ -178,21 +193,20 @@ fn pass(
     );
     let skipped: Vec<String> = snapshot.skipped.iter().map(|(key, why)| format!("{key}: {why}")).collect();
     health.note("entries that are no leases", skipped.join("; "));
-    let Some((leases, source)) = leases else { return false };
-    health.set(Condition::Peers, Ok(()));
-    // Without a lease there is nothing to want; what a predecessor programmed stays.
-    own.as_ref().is_some_and(|own| reconciler.pass(&own.lease, &leases, source)) && plugins
 }
 
-/// Returns when the kernel's state has changed, or after `pause`.
-async fn wait(kernel_events: &mut Watch, pause: Duration) {
-    tokio::select! {
-        () = sleep(pause) => {}
-        event = kernel_events.changed() => {
-            if let Err(error) = event {
-                tracing::warn!("kernel notifications: {error}");
-                sleep(RETRY).await;
-            }
+/// Waits until the kernel tells of something that is not as `expected`.
+async fn news(kernel_events: &mut Watch, expected: Option<Expected<'_>>) -> Wake {
+    let news = match &expected {
+        Some(expected) => kernel_events.deviated(expected).await,
+        None => kernel_events.changed().await,
+    };
+    match news {
+        Ok(wake) => wake,
+        Err(error) => {
+            tracing::warn!("kernel notifications: {error}");
+            sleep(RETRY).await;
+            Wake::EVERYTHING
         }
     }
 }
@@ -266,18 +280,6 @@ async fn network_config(
         }
         health.beat();
         sleep(RETRY).await;
-    }
-}
-
-/// Runs the command that comes before the lease, until it succeeds.
-async fn first_command(commands: &Commands, health: &Health) -> Option<String> {
-    loop {
-        match extension::pre_startup(commands).await {
-            Ok(data) => return data,
-            Err(error) => health.set(Condition::Lease, Err(error)),
-        }
-        health.beat();
-        sleep(COMMAND_RETRY).await;
     }
 }
 

@@ -2,7 +2,6 @@
 
 pub mod backend;
 pub mod daemon;
-pub mod extension;
 pub mod family;
 pub mod files;
 pub mod firewall;
@@ -13,8 +12,10 @@ pub mod last_known;
 pub mod lease;
 pub mod network_config;
 pub mod options;
+mod pace;
 pub mod reconcile;
 pub mod service_manager;
+mod standing;
 pub mod store;
 pub mod uninstall;
 pub mod uplink;

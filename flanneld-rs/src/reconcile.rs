@@ -1,23 +1,24 @@
 //! One pass from what there is to what there should be. Events only wake it; it looks at the kernel itself, and writes
 //! nothing where nothing differs.
 
-use crate::backend::{Backend, Node};
+use crate::backend::Backend;
 use crate::family::{Family, PerFamily};
 use crate::files::Files;
 use crate::firewall::{self, Policy};
 use crate::health::{Condition, Health};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
+use crate::standing::{Cause, Standing};
 use crate::uplink::{Choice, Tables, Uplink};
 use crate::worker::Worker;
-use cni_plugin::attachments::{Attachments, Held};
-use cni_plugin::host_ports::HostPorts;
-use cni_plugin::restore::Restorer;
+use cni_plugin::host_ports::{HostPorts, Restorer};
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink};
 use kernel::nft::{self, Nft};
-use kernel::sysctl;
+use kernel::watch::Expected;
+use kernel::{Change, Scope, sysctl};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -48,11 +49,14 @@ pub struct Reconciler {
     pub files: Files,
     /// where findings go
     pub health: Health,
-    host_ports: Restorer<HostPorts>,
-    attachments: Restorer<Held>,
+    host_ports: Restorer,
     netlink: Netlink,
     nft: Nft,
     uplink: Option<Uplink>,
+    scope: Scope,
+    standing: Option<Standing>,
+    /// of what stands: see [`Expected::devices`]
+    devices: BTreeMap<u32, String>,
     took_over: bool,
     worker: Worker,
 }
@@ -68,11 +72,14 @@ impl Reconciler {
         choice: Choice,
         policy: Policy,
         files: Files,
-        (host_ports, attachments): (HostPorts, Attachments),
+        host_ports: HostPorts,
         health: Health,
     ) -> kernel::Result<Self> {
         let (netlink, nft) = (Netlink::open()?, Nft::open()?);
         Ok(Reconciler {
+            scope: backend.scope(&config),
+            standing: None,
+            devices: BTreeMap::new(),
             config,
             backend,
             choice,
@@ -80,7 +87,6 @@ impl Reconciler {
             files,
             health,
             host_ports: Restorer::new(host_ports),
-            attachments: Restorer::new(Held::by(attachments)),
             netlink,
             nft,
             uplink: None,
@@ -89,20 +95,15 @@ impl Reconciler {
         })
     }
 
-    /// Puts back what somebody has removed from nftables of what the plugins have recorded, whether or not there is a lease:
-    /// ports of this node that lead to pods, masquerade, firewall, guards. Returns whether all of it is in order.
-    pub fn plugins(&mut self) -> bool {
-        let ports = self.host_ports.restore(&mut self.nft);
-        let attachments = self.attachments.restore(&mut self.nft);
-        let mut good = true;
-        for (what, restored) in [("host ports", ports), ("pods' nftables", attachments)] {
-            if let Ok(true) = restored {
-                tracing::info!("restored {what}");
-            }
-            good &= restored.is_ok();
-            self.health.note(what, restored.map_or_else(|error| error.to_string(), |_| String::new()));
+    /// Puts back what somebody has removed of the ports of this node that lead to pods; the plugins record them, whether or
+    /// not there is a lease. Returns whether they are in order.
+    pub fn host_ports(&mut self) -> bool {
+        let restored = self.host_ports.restore(&mut self.nft);
+        if let Ok(true) = restored {
+            tracing::info!("restored nftables tables {}", cni_plugin::host_ports::TABLE);
         }
-        good
+        self.health.note("host ports", restored.as_ref().map_or_else(ToString::to_string, |_| String::new()));
+        restored.is_ok()
     }
 
     /// What this node should announce, from the interface as it is now. None: there is no usable interface (yet).
@@ -113,6 +114,11 @@ impl Reconciler {
             .and_then(|tables| Uplink::choose(&tables, &self.choice, &families));
         match chosen {
             Ok(uplink) => {
+                self.health.note("underlay", uplink.lacks(&families).unwrap_or_default());
+                let uplink = match &self.uplink {
+                    Some(before) => uplink.remembering(before),
+                    None => uplink,
+                };
                 if self.uplink.as_ref() != Some(&uplink) {
                     tracing::info!(
                         "underlay interface {} (MTU {}), {}",
@@ -121,7 +127,6 @@ impl Reconciler {
                         describe(&uplink.public)
                     );
                 }
-                self.health.note("underlay", String::new());
                 self.uplink = Some(uplink);
             }
             // An interface that is away for a moment leaves the state as it is: nothing is torn down for it.
@@ -130,50 +135,110 @@ impl Reconciler {
         self.uplink.as_ref().map(|uplink| self.backend.announcement(uplink, &families))
     }
 
-    /// Brings kernel and files to what `own` and `leases` ask for. Returns whether all of it succeeded.
-    pub fn pass(&mut self, own: &Lease, leases: &LeaseTable, source: Source) -> bool {
+    /// Brings kernel and files to what `own` and `leases` ask for. Returns whether all of it succeeded. The overlay is looked
+    /// at unless it `stands`: nothing has told that it is otherwise than the last pass left it.
+    pub fn pass(&mut self, own: &Lease, leases: &Arc<LeaseTable>, source: Source, stands: bool) -> bool {
         let Some(uplink) = self.uplink.clone() else { return false };
-        let overlay = self.overlay(&uplink, own, leases, source);
-        let overlay = both(overlay, self.work(&uplink, own, leases));
+        let short = if stands { self.follow(own, leases, source) } else { None };
+        let overlay = match short {
+            Some(good) => good,
+            None => {
+                let cause = Cause { uplink: uplink.clone(), own: own.clone(), leases: leases.clone() };
+                let brought = self.overlay(cause.clone(), source);
+                self.note_overlay(brought, &cause)
+            }
+        };
         let firewall = self.firewall(own);
-        let files = self.write_files(&uplink, own, overlay.is_ok() && firewall.is_ok());
-        let good = overlay.is_ok() && firewall.is_ok() && files.is_ok();
-        self.health.set(Condition::Overlay, overlay);
+        let files = self.write_files(&uplink, own, overlay && firewall.is_ok());
+        let good = overlay && firewall.is_ok() && files.is_ok();
         self.health.set(Condition::Firewall, firewall);
         self.health.set(Condition::Files, files);
         good
     }
 
-    fn overlay(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable, source: Source) -> Result<(), String> {
-        let networks = self.config.networks();
-        let mut desired = self.backend.desired(&Node { networks: &networks, uplink, own }, leases);
-        self.health.note("peers left out", summary(&desired.reasons()));
-        let scope = self.backend.scope(&self.config);
-        let actual = kernel::observe(&mut self.netlink, &scope).map_err(|error| error.to_string())?;
-        if source == Source::Memory {
-            desired.overlay.give_way_to(&actual);
+    /// Brings the overlay to what `leases` ask for by the short way, and returns whether that succeeded. None: only a pass can
+    /// tell what is to be done.
+    pub fn follow(&mut self, own: &Lease, leases: &Arc<LeaseTable>, source: Source) -> Option<bool> {
+        let standing = self.standing.take_if(|_| source == Source::Store)?;
+        let cause = Cause { uplink: self.uplink.clone()?, own: own.clone(), leases: leases.clone() };
+        if standing.is_of(&cause) {
+            self.standing = Some(standing);
+            return Some(true);
         }
-        let changes = kernel::diff(&actual, &desired.overlay);
-        match changes.as_slice() {
+        let (standing, changes) = standing.advance(cause.clone(), &self.backend, &self.config.networks())?;
+        let brought = self.carry_out(&changes, standing);
+        Some(self.note_overlay(brought, &cause))
+    }
+
+    /// What the kernel has, as far as anybody knows. None: the last attempt to bring it about failed.
+    pub fn expected(&self) -> Option<Expected<'_>> {
+        let standing = self.standing.as_ref()?;
+        Some(Expected { overlay: &standing.desired.overlay, scope: &self.scope, devices: &self.devices })
+    }
+
+    /// Sees to what this process does itself, which comes after the devices that it works with, and notes whether all went well.
+    fn note_overlay(&mut self, brought: Result<(), String>, cause: &Cause) -> bool {
+        let work = self.worker.ensure(&cause.work(&self.backend, &self.config.networks()));
+        let outcome = both(brought, work);
+        let good = outcome.is_ok();
+        self.health.set(Condition::Overlay, outcome);
+        good
+    }
+
+    fn overlay(&mut self, cause: Cause, source: Source) -> Result<(), String> {
+        let mut standing = match self.standing.take() {
+            Some(standing) if standing.is_of(&cause) => standing,
+            _ => {
+                let desired = cause.desired(&self.backend, &self.config.networks());
+                Standing { cause, desired }
+            }
+        };
+        let actual = kernel::observe(&mut self.netlink, &self.scope).map_err(|error| error.to_string())?;
+        if source == Source::Memory {
+            standing.desired.overlay.give_way_to(&actual);
+        }
+        let changes = kernel::diff(&actual, &standing.desired.overlay);
+        drop(actual);
+        self.carry_out(&changes, standing)?;
+        let settled = self.settle().map_err(|error| error.to_string());
+        // What depends on more than its cause is nothing to go on from.
+        if settled.is_err() || source == Source::Memory {
+            self.standing = None;
+        }
+        settled
+    }
+
+    /// Sees to what is no part of the overlay's description, and learns which devices it is on.
+    fn settle(&mut self) -> kernel::Result<()> {
+        let Some(standing) = &self.standing else { return Ok(()) };
+        self.devices = Expected::devices(&mut self.netlink, &standing.desired.overlay)?;
+        let tunnels: Vec<String> = standing.desired.overlay.links.keys().cloned().collect();
+        tunnels.iter().try_for_each(|device| self.adopt(device))
+    }
+
+    /// Carries out the changes that lead to `standing`, which stands if all succeed.
+    fn carry_out(&mut self, changes: &[Change], standing: Standing) -> Result<(), String> {
+        self.health.note("peers left out", summary(&standing.desired.reasons()));
+        match changes {
             few if few.len() <= 8 => few.iter().for_each(|change| tracing::info!("{change}")),
             many => tracing::info!("{} changes of links, addresses, neighbours and routes", many.len()),
         }
-        let failures = kernel::apply(&mut self.netlink, &changes);
-        if !failures.is_empty() {
-            return Err(summary(&failures));
+        let failures = kernel::apply(&mut self.netlink, changes);
+        if failures.is_empty() {
+            self.standing = Some(standing);
+            return Ok(());
         }
-        desired.overlay.links.keys().try_for_each(|device| self.adopt(device)).map_err(|error| error.to_string())
+        Err(summary(&failures))
     }
 
-    /// Brings what this process does itself to what `own` and `leases` ask for: after the devices that it works with.
-    fn work(&mut self, uplink: &Uplink, own: &Lease, leases: &LeaseTable) -> Result<(), String> {
-        let networks = self.config.networks();
-        self.worker.ensure(&self.backend.work(&Node { networks: &networks, uplink, own }, leases))
-    }
-
-    /// Marks a device that a predecessor without our mark, such as Go flannel, has left in use: it is as we want it now, and
-    /// `uninstall` removes what is marked.
+    /// Keeps a device from hearing router advertisements, and marks one that a predecessor without our mark, such as Go flannel,
+    /// has left in use: it is as we want it now, and `uninstall` removes what is marked.
     fn adopt(&mut self, device: &str) -> kernel::Result<()> {
+        // A router's advertisement would make a default route over the tunnel.
+        let accept_ra = format!("net/ipv6/conf/{device}/accept_ra");
+        if sysctl::exists(&accept_ra) {
+            sysctl::set(&accept_ra, "0")?;
+        }
         let unmarked = self.netlink.link(device)?.filter(|link| link.alias != kernel::LINK_ALIAS);
         let Some(link) = unmarked else { return Ok(()) };
         tracing::info!("taking over device {device}");

@@ -152,6 +152,16 @@ pub enum Store {
     Etcd(EtcdStore),
 }
 
+impl Store {
+    /// The node has other addresses than before: what goes over a connection from an old one is lost.
+    pub fn moved(&self) {
+        match self {
+            Self::File(_) => {}
+            Self::Etcd(store) => store.moved(),
+        }
+    }
+}
+
 impl LeaseStore for Store {
     async fn network_config(&self) -> Result<String, StoreError> {
         match self {

@@ -47,6 +47,13 @@ impl Choice {
     }
 }
 
+impl Choice {
+    /// Whether the routing table decides. With thousands of peers it is long.
+    fn wants_routes(&self) -> bool {
+        self.names.is_empty() && self.patterns.is_empty() && self.can_reach.is_none()
+    }
+}
+
 /// The kernel's tables, as far as the choice depends on them.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
@@ -54,7 +61,7 @@ pub struct Tables {
     pub links: Vec<Link>,
     /// all addresses, with the index of their link
     pub addresses: Vec<(u32, IpNetwork)>,
-    /// the main routing table
+    /// the routing tables, unless the operator's choice makes them irrelevant
     pub routes: Vec<RouteEntry>,
     /// index of the link over which `--iface-can-reach` is reached
     pub reaching: Option<u32>,
@@ -69,7 +76,7 @@ impl Tables {
         Ok(Tables {
             links: netlink.links()?,
             addresses: netlink.addresses()?,
-            routes: netlink.routes()?,
+            routes: if choice.wants_routes() { netlink.routes()? } else { Vec::new() },
             reaching: choice.can_reach.map(|address| netlink.lookup(address)).transpose()?.and_then(|route| route.dev),
         })
     }
@@ -77,7 +84,8 @@ impl Tables {
 
 impl Uplink {
     /// Chooses as flannel does: names or addresses first, then patterns, then the address to be reached, then a public
-    /// address that is on an interface, then the interface of the default route. `families` are those that need an address.
+    /// address that is on an interface, then the interface of the default route. A family of `families` of which it has no
+    /// address is left out: the families do not depend on each other.
     ///
     /// # Errors
     /// Why no interface fits, with the candidates.
@@ -89,7 +97,6 @@ impl Uplink {
         let of_link: Vec<IpNetwork> =
             tables.addresses.iter().filter(|(owner, _)| *owner == index).map(|(_, address)| *address).collect();
         let mut local = PerFamily::default();
-        let mut public = choice.public;
         for family in families {
             let usable = |address: &&IpNetwork| Family::of(address.ip()) == *family && is_global(address.ip());
             // An address that the operator named, if the interface has it; else the interface's first.
@@ -98,25 +105,51 @@ impl Uplink {
             let address = named
                 .filter(|named| of_link.iter().any(|address| address.ip() == *named))
                 .find(|named: &IpAddr| Family::of(*named) == *family)
-                .or_else(|| of_link.iter().find(usable).map(IpNetwork::ip))
-                .ok_or_else(|| {
-                    format!(
-                        "interface {} has no {family} address: give it one, or choose another with --iface",
-                        link.name
-                    )
-                })?;
-            local.set(*family, address);
-            if public.get(*family).is_none() {
-                public.set(*family, address);
+                .or_else(|| of_link.iter().find(usable).map(IpNetwork::ip));
+            if let Some(address) = address {
+                local.set(*family, address);
             }
         }
+        if local.is_empty() {
+            return Err(lacking(&link.name, families));
+        }
+        let public = local.map(|family, address| choice.public.get(family).copied().unwrap_or(*address));
         Ok(Uplink { name: link.name.clone(), mtu: link.mtu, local, public, on_link: of_link })
+    }
+
+    /// This with those addresses of an interface of the same name that it has lost: one that bounces gets them back in a moment,
+    /// and nothing is torn down for it.
+    #[must_use]
+    pub fn remembering(mut self, before: &Uplink) -> Self {
+        if self.name == before.name {
+            for (addresses, known) in [(&mut self.local, &before.local), (&mut self.public, &before.public)] {
+                for (family, address) in known.iter() {
+                    if addresses.get(family).is_none() {
+                        addresses.set(family, *address);
+                    }
+                }
+            }
+        }
+        self
+    }
+
+    /// What is missing for some of `families`, if anything.
+    pub fn lacks(&self, families: &[Family]) -> Option<String> {
+        let missing: Vec<Family> =
+            families.iter().filter(|family| self.local.get(**family).is_none()).copied().collect();
+        (!missing.is_empty()).then(|| lacking(&self.name, &missing))
     }
 
     /// Whether `address` is reached without a gateway.
     pub fn reaches_directly(&self, address: IpAddr) -> bool {
         self.on_link.iter().any(|prefix| prefix.contains(address))
     }
+}
+
+fn lacking(name: &str, families: &[Family]) -> String {
+    let families: Vec<String> = families.iter().map(Family::to_string).collect();
+    let families = families.join(" and no ");
+    format!("interface {name} has no {families} address: give it one, or choose another with --iface")
 }
 
 fn find(tables: &Tables, choice: &Choice, families: &[Family]) -> Option<u32> {

@@ -50,7 +50,7 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
         announcement: reconciler.announcement().unwrap(),
     };
     let leases: LeaseTable = [own.clone()].into_iter().collect();
-    assert!(reconciler.pass(&own, &leases, Source::Store), "{:?}", reconciler.health.ready());
+    assert!(reconciler.pass(&own, &leases.into(), Source::Store, false), "{:?}", reconciler.health.ready());
     let adopted = netlink.link("flannel.1").unwrap().unwrap();
     assert_eq!((adopted.index, adopted.mac, adopted.alias.as_str()), (before.index, before.mac, kernel::LINK_ALIAS));
 
@@ -87,15 +87,5 @@ fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
     let policy = Policy { masquerade: true, fully_random: true, forward: true };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
-    let attachments = cni_plugin::attachments::Attachments::recorded_in(&options.attachments_dir);
-    Reconciler::new(
-        config,
-        backend,
-        Choice::parse(options).unwrap(),
-        policy,
-        files,
-        (ports, attachments),
-        Health::new(),
-    )
-    .unwrap()
+    Reconciler::new(config, backend, Choice::parse(options).unwrap(), policy, files, ports, Health::new()).unwrap()
 }

@@ -11,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-const CASES: u32 = 3000;
+const CASES: u32 = 1000;
 
 fn per_family<T: std::str::FromStr<Err: std::fmt::Debug>>(v4: &str, v6: &str) -> PerFamily<T> {
     let parsed = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());

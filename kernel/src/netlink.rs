@@ -8,6 +8,8 @@ mod ifb;
 mod ipip;
 mod link;
 mod neighbour;
+#[cfg(feature = "watch")]
+mod notice;
 mod qdisc;
 mod route;
 pub mod socket;
@@ -23,6 +25,8 @@ pub(crate) use link::delete_link_message;
 pub use link::{Link, LinkChange, LinkKind};
 pub use neighbour::{FdbEntry, Neighbour};
 pub(crate) use neighbour::{delete_fdb_message, delete_neighbour_message, set_fdb_message, set_neighbour_message};
+#[cfg(feature = "watch")]
+pub(crate) use notice::Notice;
 pub use qdisc::TokenBucket;
 pub use route::{RouteEntry, RouteKind, RouteSpec};
 pub(crate) use route::{delete_route_message, route_message};

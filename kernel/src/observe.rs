@@ -2,8 +2,8 @@
 
 use crate::netlink::{Link, LinkKind, Netlink, RouteEntry, RouteKind};
 use crate::{
-    IpipLink, Overlay, REFUSAL_METRIC, ROUTE_PROTOCOL, Result, Route, StrayRoute, TunLink, Tunnel, VxlanLink,
-    WireGuardLink,
+    IpipLink, LINK_ALIAS, Overlay, REFUSAL_METRIC, ROUTE_PROTOCOL, Result, Route, StrayRoute, TunLink, Tunnel,
+    VxlanLink, WireGuardLink,
 };
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,12 +22,16 @@ pub struct Scope {
 }
 
 /// Reads the state of everything that is ours: the devices of `scope` with all their addresses (but link-local ones),
-/// permanent neighbours and forwarding entries, and our routes; and the routes that a predecessor left without a mark, as
+/// permanent neighbours and forwarding entries, and our routes; devices with our mark under other names, as
+/// [obstacles](crate::Drift::obstacles); and the routes that a predecessor left without a mark, as
 /// [strays](crate::Drift::strays).
 pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
     let links = netlink.links()?;
     let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
     let mut overlay = Overlay::default();
+    // Renamed by somebody, or of another configuration: it holds what the right one needs, like its VNI and port.
+    let misplaced = |link: &&Link| link.alias == LINK_ALIAS && !scope.devices.contains(&link.name);
+    overlay.drift.obstacles.extend(links.iter().filter(misplaced).map(|link| link.name.clone()));
     for link in links.iter().filter(|link| scope.devices.contains(&link.name)) {
         match tunnel(link, &names) {
             Some(found) => {
@@ -70,7 +74,7 @@ fn observe_device(netlink: &mut Netlink, link: &Link, overlay: &mut Overlay) -> 
     Ok(())
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
+pub(crate) fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
@@ -97,7 +101,7 @@ fn tunnel(link: &Link, names: &BTreeMap<u32, &str>) -> Option<Tunnel> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Finding {
+pub(crate) enum Finding {
     /// somebody else's
     Foreign,
     /// as we set it
@@ -108,7 +112,7 @@ enum Finding {
     Stray,
 }
 
-fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> Finding {
+pub(crate) fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> Finding {
     if entry.protocol == ROUTE_PROTOCOL {
         if entry.kind == RouteKind::Unreachable && entry.metric == Some(REFUSAL_METRIC) {
             return Finding::Refusal;

@@ -52,7 +52,7 @@ impl Overlay {
 /// What stands between the observed and any desired state, and fits none of the fields of [`Overlay`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Drift {
-    /// names of ours that are taken by devices of a kind that we would not make
+    /// devices that have to go: of a kind that we would not make, under names of ours; and of ours, under other names
     pub obstacles: BTreeSet<String>,
     /// devices of ours that are switched off
     pub down: BTreeSet<String>,
@@ -105,6 +105,14 @@ impl Tunnel {
     pub fn mac(&self) -> Option<Mac> {
         match self {
             Tunnel::Vxlan(link) => Some(link.mac),
+            Tunnel::Ipip(_) | Tunnel::Tun(_) | Tunnel::WireGuard(_) => None,
+        }
+    }
+
+    /// Name of the device that its outer packets leave by, where it is bound to one.
+    pub fn underlay(&self) -> Option<&str> {
+        match self {
+            Tunnel::Vxlan(link) => Some(&link.underlay),
             Tunnel::Ipip(_) | Tunnel::Tun(_) | Tunnel::WireGuard(_) => None,
         }
     }

@@ -1,11 +1,17 @@
 //! Waiting for the kernel's configuration to change. A notification says that something changed, never what: *events wake,
-//! state decides*. Contents are not even kept, so a flood of changes costs no memory, and a lost notification costs nothing.
+//! state decides*. Contents are not kept, so a flood of changes costs no memory, and a lost notification costs nothing. They
+//! are looked at only to tell whether they are news at all, since our own changes come back as notifications too.
 //!
 //! Sockets of our own, because the rtnetlink crate queues each message in memory without a bound, and knows no nftables.
+
+mod meaning;
+
+pub use meaning::{Expected, Wake};
 
 use crate::netlink::socket::netlink_socket;
 use crate::netns::Netns;
 use crate::{Error, Result};
+use meaning::{of_nftables, of_route};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, bind, recv};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,8 +19,9 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Multicast groups of rtnetlink (linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE).
-const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Multicast groups of rtnetlink (linux/rtnetlink.h: RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE,
+/// IPV4_NETCONF, IPV6_NETCONF).
+const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
 /// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
 const NFTABLES_GROUPS: [u32; 1] = [7];
 /// What follows the first notification within this time belongs to the same change.
@@ -22,36 +29,6 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// Beyond this many datagrams in one go the others on this thread get their turn.
 const DRAIN: usize = 1024;
 const HEADER: usize = 16;
-
-/// Which parts of the kernel's configuration changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wake {
-    /// network devices: made, removed, up, down, renamed, ...
-    pub links: bool,
-    /// addresses of devices
-    pub addresses: bool,
-    /// routes
-    pub routes: bool,
-    /// permanent neighbour or forwarding entries, or any that went away
-    pub neighbours: bool,
-    /// nftables, of whatever table
-    pub nftables: bool,
-}
-
-impl Wake {
-    /// Whether nothing changed.
-    pub fn is_empty(self) -> bool {
-        self == Wake::default()
-    }
-
-    fn merge(&mut self, other: Wake) {
-        self.links |= other.links;
-        self.addresses |= other.addresses;
-        self.routes |= other.routes;
-        self.neighbours |= other.neighbours;
-        self.nftables |= other.nftables;
-    }
-}
 
 /// Listens to the changes of one network namespace. Dropping it ends the listening; there is no task behind it.
 #[derive(Debug)]
@@ -82,28 +59,37 @@ impl Watch {
     /// Waits until something changed and 10 ms more, so that a burst is one answer. Notifications that the kernel had to drop
     /// count as a change of everything. It is safe to drop the future: the change is told by the next call.
     pub async fn changed(&mut self) -> Result<Wake> {
+        self.news(None).await
+    }
+
+    /// The same, of what is no piece of the state that is in place anyway.
+    pub async fn deviated(&mut self, expected: &Expected<'_>) -> Result<Wake> {
+        self.news(Some(expected)).await
+    }
+
+    async fn news(&mut self, expected: Option<&Expected<'_>>) -> Result<Wake> {
         while self.pending.is_empty() {
             tokio::select! {
-                wake = next(&self.route, of_route) => self.pending.merge(wake?),
-                wake = next(&self.nftables, of_nftables) => self.pending.merge(wake?),
+                wake = next(&self.route, of_route, expected) => self.pending.merge(wake?),
+                wake = next(&self.nftables, of_nftables, expected) => self.pending.merge(wake?),
             }
         }
         tokio::time::sleep(SETTLE).await;
-        self.pending.merge(drain(&self.route, of_route)?.0);
-        self.pending.merge(drain(&self.nftables, of_nftables)?.0);
+        self.pending.merge(drain(&self.route, of_route, expected)?.0);
+        self.pending.merge(drain(&self.nftables, of_nftables, expected)?.0);
         Ok(std::mem::take(&mut self.pending))
     }
 }
 
 /// What the messages of one socket mean.
-type Meaning = fn(kind: u16, payload: &[u8]) -> Wake;
+type Meaning = fn(kind: u16, payload: &[u8], expected: Option<&Expected<'_>>) -> Wake;
 
 /// Waits until there is something to read, and reads it.
-async fn next(socket: &AsyncFd<OwnedFd>, meaning: Meaning) -> Result<Wake> {
+async fn next(socket: &AsyncFd<OwnedFd>, meaning: Meaning, expected: Option<&Expected<'_>>) -> Result<Wake> {
     let failed = |error: std::io::Error| Error::io("waiting for netlink notifications", &error);
     // Errors are readiness of their own kind: lost notifications are told as one.
     let mut ready = socket.ready(Interest::READABLE | Interest::ERROR).await.map_err(failed)?;
-    let (wake, emptied) = drain(socket, meaning)?;
+    let (wake, emptied) = drain(socket, meaning, expected)?;
     if emptied {
         ready.clear_ready();
     }
@@ -111,17 +97,17 @@ async fn next(socket: &AsyncFd<OwnedFd>, meaning: Meaning) -> Result<Wake> {
 }
 
 /// Reads what is there, up to a bound, and tells whether it was all.
-fn drain(socket: &AsyncFd<OwnedFd>, meaning: Meaning) -> Result<(Wake, bool)> {
+fn drain(socket: &AsyncFd<OwnedFd>, meaning: Meaning, expected: Option<&Expected<'_>>) -> Result<(Wake, bool)> {
     let mut wake = Wake::default();
     // Larger datagrams are cut: what matters comes first in them.
     let mut buffer = [0; 8192];
     for _datagram in 0..DRAIN {
         match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(length) => wake.merge(meanings(buffer.get(..length).unwrap_or_default(), meaning)),
+            Ok(length) => wake.merge(meanings(buffer.get(..length).unwrap_or_default(), meaning, expected)),
             Err(Errno::EAGAIN) => return Ok((wake, true)),
             Err(Errno::EINTR) => {}
             Err(Errno::ENOBUFS) => {
-                wake.merge(Wake { links: true, addresses: true, routes: true, neighbours: true, nftables: true });
+                wake.merge(Wake::EVERYTHING);
             }
             Err(errno) => return Err(Error::new("reading netlink notifications", errno)),
         }
@@ -129,38 +115,16 @@ fn drain(socket: &AsyncFd<OwnedFd>, meaning: Meaning) -> Result<(Wake, bool)> {
     Ok((wake, false))
 }
 
-fn meanings(datagram: &[u8], meaning: Meaning) -> Wake {
+fn meanings(datagram: &[u8], meaning: Meaning, expected: Option<&Expected<'_>>) -> Wake {
     let mut wake = Wake::default();
     let mut rest = datagram;
     while let Some([a, b, c, d, e, f]) = rest.first_chunk() {
         let length = u32::from_ne_bytes([*a, *b, *c, *d]) as usize;
         let payload = rest.get(HEADER..length.min(rest.len())).unwrap_or_default();
-        wake.merge(meaning(u16::from_ne_bytes([*e, *f]), payload));
+        wake.merge(meaning(u16::from_ne_bytes([*e, *f]), payload, expected));
         rest = rest.get(length.max(HEADER).next_multiple_of(4)..).unwrap_or_default();
     }
     wake
-}
-
-fn of_route(kind: u16, payload: &[u8]) -> Wake {
-    let mut wake = Wake::default();
-    match kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => wake.links = true,
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => wake.addresses = true,
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => wake.routes = true,
-        libc::RTM_DELNEIGH => wake.neighbours = true,
-        // Resolution by ARP and learning by bridges are traffic and no configuration. ndm_state is at offset 8 of ndmsg.
-        libc::RTM_NEWNEIGH => {
-            let state =
-                payload.get(8..10).and_then(|state| state.first_chunk()).map(|state| u16::from_ne_bytes(*state));
-            wake.neighbours = state.is_none_or(|state| state & libc::NUD_PERMANENT != 0);
-        }
-        _ => {}
-    }
-    wake
-}
-
-fn of_nftables(_kind: u16, _payload: &[u8]) -> Wake {
-    Wake { nftables: true, ..Wake::default() }
 }
 
 fn listen(protocol: SockProtocol, groups: &[u32], what: &str) -> Result<AsyncFd<OwnedFd>> {

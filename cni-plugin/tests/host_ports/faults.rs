@@ -2,8 +2,7 @@
 
 use crate::harness::{eth0, with_environment};
 use crate::world::{NODE, Pod, Stack, World, ask_tcp, mapping};
-use cni_plugin::host_ports::TABLE;
-use cni_plugin::restore::Restorer;
+use cni_plugin::host_ports::{Restorer, TABLE};
 use kernel::netns::Netns;
 use kernel::nft::Nft;
 use serde_json::{Value, json};

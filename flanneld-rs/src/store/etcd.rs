@@ -64,6 +64,11 @@ impl EtcdStore {
         Ok(Self { connection: Arc::new(Connection::new(options)?) })
     }
 
+    /// See [`super::Store::moved`].
+    pub(super) fn moved(&self) {
+        self.connection.moved();
+    }
+
     /// One attempt to get a lease. None: another node was faster.
     async fn attempt(&self, want: &Want<'_>, grant: &mut Grant) -> Result<Option<OwnLease>, StoreError> {
         let entries = self.list().await?;

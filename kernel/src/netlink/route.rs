@@ -241,7 +241,7 @@ fn body(route: &RouteSpec, scope: u8) -> RouteMessage {
     body
 }
 
-fn decode(payload: &[u8], family: IpAddr) -> Option<RouteEntry> {
+pub(super) fn decode(payload: &[u8], family: IpAddr) -> Option<RouteEntry> {
     let header = RouteHeader::parse(payload).ok()?;
     if header.flags.contains(RouteFlags::Cloned) { None } else { decode_entry(payload, family) }
 }

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long one endpoint may take to answer one request.
 pub(super) const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
@@ -26,6 +27,8 @@ const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub(super) struct Connection {
     options: EtcdOptions,
     state: Mutex<State>,
+    /// how often the node has moved
+    moves: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -61,7 +64,7 @@ impl Connection {
             }
             tls(&options, endpoint)?;
         }
-        Ok(Self { options, state: Mutex::default() })
+        Ok(Self { options, state: Mutex::default(), moves: watch::Sender::default() })
     }
 
     /// All endpoints, for messages.
@@ -124,6 +127,19 @@ impl Connection {
         }
     }
 
+    /// The node has other addresses: connections from the old ones never hear a thing again, and it would take [`PROBE`] to
+    /// notice. The next call makes a new one, to the same endpoint.
+    pub(super) fn moved(&self) {
+        let mut state = self.state();
+        *state = State { turn: state.turn.wrapping_add(self.options.endpoints.len()), client: None };
+        self.moves.send_modify(|moves| *moves += 1);
+    }
+
+    /// Tells of moves from now on.
+    pub(super) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
+    }
+
     /// Carries out a request, at each endpoint in turn until one answers. A request may thus be carried out twice: it must be
     /// one for which that is the same as once.
     pub(super) async fn call<T, F>(&self, doing: &str, request: impl Fn(Client) -> F) -> Result<T, StoreError>
@@ -131,6 +147,7 @@ impl Connection {
         F: Future<Output = Result<T, Error>>,
     {
         let mut last = StoreError::Unavailable(format!("{doing}: not tried"));
+        let mut moves = self.moves();
         for _ in &self.options.endpoints {
             let (client, turn) = match self.client().await {
                 Ok(connected) => connected,
@@ -140,7 +157,14 @@ impl Connection {
                 }
                 Err(other) => return Err(other),
             };
-            let failure = match tokio::time::timeout(REQUEST_PATIENCE, request(client)).await {
+            let outcome = tokio::select! {
+                outcome = tokio::time::timeout(REQUEST_PATIENCE, request(client)) => outcome,
+                Ok(()) = moves.changed() => {
+                    last = StoreError::Unavailable(format!("{doing}: the node's address has changed meanwhile"));
+                    continue;
+                }
+            };
+            let failure = match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => sort(error),
                 Err(_) => Failure::Connection(silence()),

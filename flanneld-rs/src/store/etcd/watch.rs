@@ -14,8 +14,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// Why a watch ended.
 enum End {
-    /// etcd has compacted the changes that were to come: another list will show what they led to
-    Compacted,
+    /// the changes to come will not be heard of, since etcd has compacted them or the node has moved: another list will show
+    /// what they led to
+    Gap(&'static str),
     /// no contact
     Lost(String),
 }
@@ -30,7 +31,7 @@ pub(super) async fn follow(store: EtcdStore, publisher: Publisher) {
             retry = RETRY.0;
         }
         match end {
-            End::Compacted => tracing::debug!("etcd was compacted meanwhile: listing the leases again"),
+            End::Gap(why) => tracing::debug!("{why} meanwhile: listing the leases again"),
             End::Lost(why) => publisher.down(why),
         }
         // A thousand daemons that lost one server do not come back in step.
@@ -41,6 +42,7 @@ pub(super) async fn follow(store: EtcdStore, publisher: Publisher) {
 
 async fn follow_once(store: &EtcdStore, publisher: &Publisher, listed: &mut bool) -> End {
     let prefix = store.lease_prefix();
+    let mut moves = store.connection.moves();
     let list = match store.list_raw().await {
         Ok(list) => list,
         Err(error) => return End::Lost(error.to_string()),
@@ -58,7 +60,11 @@ async fn follow_once(store: &EtcdStore, publisher: &Publisher, listed: &mut bool
     // Only now: whoever sees this list may rely on hearing of what comes after it.
     publisher.live(&listing);
     let end = loop {
-        let first = match stream.message().await {
+        let message = tokio::select! {
+            message = stream.message() => message,
+            Ok(()) = moves.changed() => break End::Gap("the node has moved"),
+        };
+        let first = match message {
             Ok(Some(message)) => message,
             Ok(None) => break End::Lost("etcd has ended the watch".into()),
             Err(error) => break lost(store, error),
@@ -120,7 +126,7 @@ fn take(listing: &mut Listing, prefix: &str, message: &WatchResponse) -> Option<
         }
     }
     if message.compact_revision() != 0 {
-        Some(End::Compacted)
+        Some(End::Gap("etcd was compacted"))
     } else if message.canceled() {
         Some(End::Lost(format!("etcd has ended the watch: {}", message.cancel_reason())))
     } else {

@@ -6,10 +6,12 @@ use crate::network_config;
 use crate::store::StoreError;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,6 +19,22 @@ use std::time::{Duration, Instant, SystemTime};
 const MAX_ENTRIES: usize = 100_000;
 /// How long another daemon may hold the lock. It takes milliseconds; a suspended process holds it for ever.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// By which a file that was written or replaced is told from what it was, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        // The time of change cannot be set back, unlike that of modification.
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        Stamp { file: (metadata.dev(), metadata.ino()), size: metadata.size(), changed }
+    }
+}
 
 /// Where the leases are.
 #[derive(Clone, Debug)]
@@ -95,39 +113,56 @@ impl Directory {
 
     /// All lease files, parsed or not.
     pub(super) fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        self.changes(&BTreeMap::new()).map(|(entries, _)| entries)
+    }
+
+    /// The lease files that are otherwise than `known`, parsed or not, and the names of those that are gone. What has a name
+    /// that is no text is no lease.
+    pub(super) fn changes(&self, known: &BTreeMap<String, Stamp>) -> Result<(Vec<Entry>, Vec<String>), StoreError> {
+        let subnets = self.subnets();
+        let mut gone: BTreeSet<&String> = known.keys().collect();
+        let mut changed = Vec::new();
+        for name in self.names()? {
+            let Ok(key) = name.into_string() else { continue };
+            gone.remove(&key);
+            let stamp = fs::metadata(subnets.join(&key)).map(|metadata| Stamp::of(&metadata)).ok();
+            if stamp.is_none() || stamp.as_ref() != known.get(&key) {
+                // None: renamed or removed since the directory was read.
+                changed.extend(self.read(&key)?);
+            }
+        }
+        Ok((changed, gone.into_iter().cloned().collect()))
+    }
+
+    /// The names in the lease directory.
+    fn names(&self) -> Result<Vec<OsString>, StoreError> {
         let subnets = self.subnets();
         let listing = |error: io::Error| failed("listing", &subnets, &error);
-        let mut entries = Vec::new();
+        let mut names = Vec::new();
         for file in fs::read_dir(&subnets).map_err(listing)? {
-            let name = file.map_err(listing)?.file_name();
-            if entries.len() == MAX_ENTRIES {
+            if names.len() == MAX_ENTRIES {
                 return Err(StoreError::Unavailable(format!(
                     "{} has more than {MAX_ENTRIES} files: remove those that are no leases",
                     subnets.display()
                 )));
             }
-            match name.to_str() {
-                // Renamed or removed since the directory was read.
-                Some(key) => entries.extend(self.read(key)?),
-                None => entries.push(Entry {
-                    key: name.to_string_lossy().into_owned(),
-                    record: Err(Malformed("its name is no text".into())),
-                    modified: SystemTime::UNIX_EPOCH,
-                }),
-            }
+            names.push(file.map_err(listing)?.file_name());
         }
-        Ok(entries)
+        Ok(names)
     }
 
     /// One lease file. None: there is none. What is no readable file is a malformed entry, which hides no other.
     pub(super) fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let path = self.subnets().join(key);
-        let entry = |record, modified| Some(Entry { key: key.to_owned(), record, modified });
+        let entry = |record, modified, stamp| Some(Entry { key: key.to_owned(), record, modified, stamp });
         match read_bounded(&path, MAX_VALUE_BYTES) {
             Ok(None) => Ok(None),
-            Ok(Some((text, modified))) => Ok(entry(Record::parse(key, &text), modified)),
+            Ok(Some((text, metadata))) => {
+                let modified = metadata.modified().map_err(|error| failed("reading", &path, &error))?;
+                Ok(entry(Record::parse(key, &text), modified, Some(Stamp::of(&metadata))))
+            }
             Err(error) if is_shortage(&error) => Err(failed("reading", &path, &error)),
-            Err(error) => Ok(entry(Err(Malformed(in_words(&error))), SystemTime::now())),
+            Err(error) => Ok(entry(Err(Malformed(in_words(&error))), SystemTime::now(), None)),
         }
     }
 
@@ -154,8 +189,8 @@ impl Directory {
     }
 }
 
-/// A regular file's bytes and time of change. None: it does not exist.
-fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, SystemTime)>> {
+/// A regular file's bytes and metadata, from before they were read. None: it does not exist.
+fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, Metadata)>> {
     // Opening a FIFO that somebody put there must not wait for its writer.
     let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
     let file = match opened {
@@ -171,7 +206,7 @@ fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, SystemT
     if bytes.len() > most {
         return Err(io::Error::other(format!("it has more than {most} bytes")));
     }
-    Ok(Some((bytes, metadata.modified()?)))
+    Ok(Some((bytes, metadata)))
 }
 
 /// The machine, not the file, is at fault: the same file may be readable later.

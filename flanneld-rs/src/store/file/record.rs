@@ -1,5 +1,6 @@
 //! One lease as a file: the JSON of flannel's etcd value, with two members more, which flannel would ignore.
 
+use super::directory::Stamp;
 use crate::json::Object;
 use crate::lease::{Announcement, Lease, Malformed, Subnets, parse_key};
 use std::time::{Duration, SystemTime};
@@ -56,6 +57,8 @@ pub(super) struct Entry {
     pub(super) record: Result<Record, Malformed>,
     /// time of the last change
     pub(super) modified: SystemTime,
+    /// none: it could not be read
+    pub(super) stamp: Option<Stamp>,
 }
 
 impl Entry {

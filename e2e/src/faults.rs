@@ -1,0 +1,410 @@
+//! What may befall a node's network, and how long it takes until all is well again: device by device, table by table, while
+//! packets flow. The faults strike the first node of a dual-stack cluster of two; one family is struck, and the other one is
+//! watched too.
+
+use crate::cluster::{Backend, Cluster, Store};
+use crate::fabric::UPLINK;
+use crate::stream::{Report, Stream};
+use crate::{Result, eventually, oracle};
+use ipnetwork::IpNetwork;
+use kernel::netlink::Netlink;
+use kernel::{Overlay, Scope, observe, sysctl};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Between two requests of the streams.
+const INTERVAL: Duration = Duration::from_millis(1);
+/// How long a fault may last before the measurement is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What the underlay's MTU is changed to, and the usual one, in bytes.
+const MTUS: (u32, u32) = (1400, 1500);
+
+/// Something that is done to the first node behind the daemon's back, or to its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// the tunnel's device is deleted
+    DeviceDeleted,
+    /// it gets another name
+    DeviceRenamed,
+    /// it is switched off
+    DeviceDown,
+    /// its hardware address is changed
+    MacChanged,
+    /// its MTU is changed
+    MtuChanged,
+    /// its addresses are removed
+    AddressesFlushed,
+    /// the routes to the peers are removed
+    RoutesFlushed,
+    /// the forwarding entries are removed
+    ForwardingEntriesCleared,
+    /// the neighbours are removed
+    NeighboursCleared,
+    /// all nftables tables are removed
+    RulesetFlushed,
+    /// the daemon's table is removed
+    TableDeleted,
+    /// the daemon's table loses its rules
+    TableEmptied,
+    /// forwarding is switched off
+    ForwardingOff,
+    /// the underlay interface goes down and up again, and gets its addresses and default route back
+    UnderlayBounced,
+    /// the underlay interface gets a smaller MTU, and later the usual one again
+    UnderlayMtuChanged,
+    /// the underlay interface is replaced by another one of the same name
+    UnderlayReplaced,
+    /// the node gets another address
+    AddressChanged,
+    /// the peer gets another address
+    PeerMoved,
+    /// the peer's machine is replaced by one of the same name, with other addresses and nothing on it
+    PeerReplaced,
+}
+
+impl Fault {
+    /// All of them, the gentle ones first.
+    pub const ALL: [Fault; 19] = [
+        Fault::RoutesFlushed,
+        Fault::NeighboursCleared,
+        Fault::ForwardingEntriesCleared,
+        Fault::AddressesFlushed,
+        Fault::DeviceDown,
+        Fault::MtuChanged,
+        Fault::MacChanged,
+        Fault::DeviceRenamed,
+        Fault::DeviceDeleted,
+        Fault::RulesetFlushed,
+        Fault::TableDeleted,
+        Fault::TableEmptied,
+        Fault::ForwardingOff,
+        Fault::UnderlayMtuChanged,
+        Fault::UnderlayBounced,
+        Fault::UnderlayReplaced,
+        Fault::AddressChanged,
+        Fault::PeerMoved,
+        Fault::PeerReplaced,
+    ];
+
+    /// Whether there is anything that it could break. Leases in etcd are flannel's and have no node's name: a machine that
+    /// is replaced is another node there.
+    pub fn applies(self, backend: Backend, store: Store) -> bool {
+        let device = matches!(
+            self,
+            Fault::DeviceDeleted
+                | Fault::DeviceRenamed
+                | Fault::DeviceDown
+                | Fault::MacChanged
+                | Fault::MtuChanged
+                | Fault::AddressesFlushed
+                | Fault::ForwardingEntriesCleared
+                | Fault::NeighboursCleared
+        );
+        (backend == Backend::Vxlan || !device) && (store == Store::File || self != Fault::PeerReplaced)
+    }
+
+    /// Whether it strikes one family only, so that the other must not notice.
+    pub fn is_of_one_family(self, backend: Backend) -> bool {
+        let other =
+            matches!(self, Fault::RoutesFlushed | Fault::TableDeleted | Fault::TableEmptied | Fault::ForwardingOff);
+        let underlay = matches!(
+            self,
+            Fault::UnderlayBounced
+                | Fault::UnderlayMtuChanged
+                | Fault::UnderlayReplaced
+                | Fault::AddressChanged
+                | Fault::PeerMoved
+                | Fault::PeerReplaced
+                | Fault::RulesetFlushed
+        );
+        other || (backend == Backend::Vxlan && !underlay)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::DeviceDeleted => "device deleted",
+            Fault::DeviceRenamed => "device renamed",
+            Fault::DeviceDown => "device brought down",
+            Fault::MacChanged => "device's MAC address changed",
+            Fault::MtuChanged => "device's MTU changed",
+            Fault::AddressesFlushed => "device's addresses flushed",
+            Fault::RoutesFlushed => "routes flushed",
+            Fault::ForwardingEntriesCleared => "forwarding entries cleared",
+            Fault::NeighboursCleared => "neighbours cleared",
+            Fault::RulesetFlushed => "nft ruleset flushed",
+            Fault::TableDeleted => "nft table deleted",
+            Fault::TableEmptied => "nft table emptied",
+            Fault::ForwardingOff => "forwarding switched off",
+            Fault::UnderlayBounced => "underlay interface bounced",
+            Fault::UnderlayMtuChanged => "underlay's MTU changed",
+            Fault::UnderlayReplaced => "underlay interface deleted and made anew",
+            Fault::AddressChanged => "node's address changed",
+            Fault::PeerMoved => "peer's address changed",
+            Fault::PeerReplaced => "peer replaced under its name",
+        })
+    }
+}
+
+/// What became of a fault.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// from the end of what was done until everything was as it should be
+    pub healed: Duration,
+    /// what became of the packets of the family that was struck
+    pub struck: Report,
+    /// what became of the packets of the other one
+    pub other: Report,
+}
+
+/// A cluster that faults strike one after another.
+#[derive(Debug)]
+pub struct Victim {
+    cluster: Cluster,
+    backend: Backend,
+    /// the next free address on the fabric
+    next: u8,
+}
+
+impl Victim {
+    /// A dual-stack cluster of two nodes with a pod each.
+    pub fn new(cluster: Cluster, backend: Backend) -> Self {
+        Victim { cluster, backend, next: 150 }
+    }
+
+    /// Strikes, and measures until all is well; `v6` is the family that is struck.
+    ///
+    /// # Errors
+    /// Also when it never gets well, with what is wrong.
+    pub fn suffer(&mut self, fault: Fault, v6: bool) -> Result<Outcome> {
+        let in_context = |error| format!("{fault} ({}, {}): {error}", self.backend, family_name(v6));
+        let healthy = eventually(PATIENCE, || self.stable()).map_err(in_context)?;
+        let pod = self.cluster.nodes[0].pods[0].sandbox.network();
+        let targets = &self.cluster.nodes[1].pods[0].addresses;
+        let target =
+            |v6: bool| targets.iter().find(|address| address.is_ipv6() == v6).copied().ok_or("no such address");
+        let struck = Stream::start(pod, target(v6)?, INTERVAL).map_err(in_context)?;
+        let other = Stream::start(pod, target(!v6)?, INTERVAL).map_err(in_context)?;
+        self.strike(fault, v6).map_err(|error| format!("{fault}: {error}"))?;
+        let start = Instant::now();
+        eventually(PATIENCE, || self.is_well(fault, &healthy))
+            .map_err(|error| format!("{fault} ({}, {}): {error}", self.backend, family_name(v6)))?;
+        let healed = start.elapsed();
+        for stream in [&struck, &other] {
+            stream.wait_for_answers(20).map_err(|error| format!("after {fault}: {error}"))?;
+        }
+        let outcome = Outcome { healed, struck: struck.stop()?, other: other.stop()? };
+        if fault == Fault::UnderlayMtuChanged {
+            self.on_node(&format!("link set {UPLINK} mtu {}", MTUS.1))?;
+        }
+        // What the daemon's own eyes may not see.
+        if !fault.changes_the_state() {
+            eventually(PATIENCE, || match self.picture()? {
+                now if now == healthy.picture => Ok(()),
+                now => Err(format!("{now}\ninstead of\n{}", healthy.picture).into()),
+            })
+            .map_err(|error| format!("after {fault}: {error}"))?;
+        }
+        Ok(outcome)
+    }
+
+    fn on_node(&self, args: &str) -> Result<()> {
+        oracle::ip(&self.cluster.nodes[0].host.network, args)
+    }
+
+    fn strike(&mut self, fault: Fault, v6: bool) -> Result<()> {
+        let device = if v6 { "flannel-v6.1" } else { "flannel.1" };
+        let network = self.cluster.nodes[0].host.network.try_clone()?;
+        let nft = |args: &str| oracle::nft(&network, args).map(drop);
+        match fault {
+            Fault::DeviceDeleted => self.on_node(&format!("link del {device}")),
+            Fault::DeviceRenamed => self.on_node(&format!("link set {device} name stolen0")),
+            Fault::DeviceDown => self.on_node(&format!("link set {device} down")),
+            Fault::MacChanged => self.on_node(&format!("link set {device} address 02:de:ad:be:ef:01")),
+            Fault::MtuChanged => self.on_node(&format!("link set {device} mtu 1300")),
+            Fault::AddressesFlushed => self.on_node(&format!("address flush dev {device}")),
+            Fault::RoutesFlushed => self.on_node(&format!("-{} route flush proto 251", if v6 { 6 } else { 4 })),
+            Fault::NeighboursCleared => self.on_node(&format!("neigh flush dev {device} nud permanent")),
+            Fault::ForwardingEntriesCleared => {
+                for line in oracle::bridge(&network, &format!("fdb show dev {device}"))?.lines() {
+                    let mut words = line.split_whitespace();
+                    if let (Some(mac), true) = (words.next(), line.contains(" dst ")) {
+                        oracle::bridge(&network, &format!("fdb del {mac} dev {device} self"))?;
+                    }
+                }
+                Ok(())
+            }
+            Fault::RulesetFlushed => nft("flush ruleset"),
+            Fault::TableDeleted => nft(&format!("delete table {} flanneld-rs", nft_family(v6))),
+            Fault::TableEmptied => nft(&format!("flush table {} flanneld-rs", nft_family(v6))),
+            Fault::ForwardingOff => Ok(network.run(|| sysctl::set(forwarding(v6), "0"))??),
+            Fault::UnderlayMtuChanged => self.on_node(&format!("link set {UPLINK} mtu {}", MTUS.0)),
+            Fault::UnderlayBounced => {
+                self.on_node(&format!("link set {UPLINK} down"))?;
+                std::thread::sleep(Duration::from_millis(50));
+                self.on_node(&format!("link set {UPLINK} up"))?;
+                self.cluster.nodes[0].host.readdress()
+            }
+            Fault::UnderlayReplaced => self.cluster.replace_cable(0),
+            Fault::AddressChanged => self.renumber(0),
+            Fault::PeerMoved => self.renumber(1),
+            Fault::PeerReplaced => {
+                self.cluster.nodes[1].kill_daemon()?;
+                self.renumber(1)?;
+                let peer = &mut self.cluster.nodes[1];
+                if self.backend == Backend::Vxlan {
+                    oracle::ip(&peer.host.network, "link del flannel.1")?;
+                    oracle::ip(&peer.host.network, "link del flannel-v6.1")?;
+                }
+                peer.start_daemon()
+            }
+        }
+    }
+
+    fn renumber(&mut self, node: usize) -> Result<()> {
+        self.next += 1;
+        self.cluster.nodes[node].host.renumber(self.next)
+    }
+
+    /// Whether everything is as it should be after `fault`.
+    fn is_well(&self, fault: Fault, healthy: &State) -> Result<()> {
+        let now = self.look()?;
+        if !fault.changes_the_state() {
+            return healthy.expect(&now);
+        }
+        let hosts = [&self.cluster.nodes[0].host, &self.cluster.nodes[1].host];
+        let mtu = if fault == Fault::UnderlayMtuChanged { MTUS.0 } else { MTUS.1 };
+        for link in now.overlay.links.values() {
+            // Of the outer headers: RFC 7348, and 20 bytes more with IPv6.
+            let kernel::Tunnel::Vxlan(link) = link else { return Err("no VXLAN device".into()) };
+            let overhead = if link.local.is_ipv4() { 50 } else { 70 };
+            if (link.local, link.mtu) != (hosts[0].address_like(link.local), mtu - overhead) {
+                return Err(format!("the device has {} and MTU {}", link.local, link.mtu).into());
+            }
+        }
+        let peers: Vec<IpAddr> = match self.backend {
+            Backend::Vxlan => now.overlay.fdb.values().copied().collect(),
+            _ => now.overlay.routes.values().filter_map(|route| route.via).collect(),
+        };
+        if peers.len() != 2 || peers.iter().any(|peer| *peer != hosts[1].address_like(*peer)) {
+            return Err(format!("the peer is looked for at {peers:?}").into());
+        }
+        let subnets = self.cluster.nodes[0].subnet_file()?;
+        let file_mtu = match self.backend {
+            Backend::Vxlan => mtu - 70,
+            _ => mtu,
+        };
+        let expected = file_mtu.to_string();
+        if subnets.get("FLANNEL_MTU") != Some(&expected) || subnets.get("FLANNEL_SUBNET") != healthy.subnet.as_ref() {
+            return Err(format!("the subnet file says {subnets:?}").into());
+        }
+        Ok(())
+    }
+
+    fn look(&self) -> Result<State> {
+        let node = &self.cluster.nodes[0];
+        let mut netlink = Netlink::open_in(&node.host.network)?;
+        let networks = ["10.42.0.0/16", "fd42::/48"]
+            .map(str::parse::<IpNetwork>)
+            .into_iter()
+            .collect::<std::result::Result<_, _>>()?;
+        let scope = Scope { devices: ["flannel.1".into(), "flannel-v6.1".into()].into(), networks };
+        let overlay = observe(&mut netlink, &scope)?;
+        let forwarding =
+            node.host.network.run(|| [false, true].map(|v6| sysctl::get(forwarding(v6)).unwrap_or_default()))?;
+        let listing = oracle::nft(&node.host.network, "list ruleset")?;
+        // A table that was made anew comes last.
+        let rules: BTreeSet<String> =
+            listing.split("\ntable ").map(|table| table.trim_start_matches("table ").trim().into()).collect();
+        let subnet = node.subnet_file()?.remove("FLANNEL_SUBNET");
+        Ok(State { overlay, forwarding, rules, subnet, picture: String::new() })
+    }
+
+    /// The state, once it has both families of the peer and does not change while one looks twice.
+    fn stable(&self) -> Result<State> {
+        let state = self.look()?;
+        if state.overlay.routes.len() != 2 {
+            return Err(format!("{} routes", state.overlay.routes.len()).into());
+        }
+        let picture = self.picture()?;
+        std::thread::sleep(Duration::from_millis(30));
+        state.expect(&self.look()?)?;
+        Ok(State { picture, ..state })
+    }
+
+    /// All that the daemon programs, in the words of Debian's tools, without what differs between equal states.
+    fn picture(&self) -> Result<String> {
+        let node = &self.cluster.nodes[0].host.network;
+        let mut lines: Vec<String> = Vec::new();
+        for link in oracle::ip_list(node, "-details link show")? {
+            if link["linkinfo"]["info_kind"] == "vxlan" {
+                let data = &link["linkinfo"]["info_data"];
+                let local = if data["local"].is_string() { &data["local"] } else { &data["local6"] };
+                let up = link["flags"].as_array().is_some_and(|flags| flags.contains(&Value::from("UP")));
+                lines.push(format!(
+                    "{} {} {} {up} {} {local}",
+                    link["ifname"], link["address"], link["mtu"], data["id"]
+                ));
+            }
+        }
+        for device in oracle::ip_list(node, "address show")? {
+            if device["ifname"].as_str().is_some_and(|name| name.starts_with("flannel")) {
+                let own = device["addr_info"].as_array().into_iter().flatten();
+                lines.extend(own.map(|own| format!("{} {}/{}", device["ifname"], own["local"], own["prefixlen"])));
+            }
+        }
+        for args in ["-4 route show proto 251", "-6 route show proto 251", "neigh show nud permanent"] {
+            lines.extend(oracle::ip_list(node, args)?.iter().map(ToString::to_string));
+        }
+        let fdb = oracle::bridge(node, "fdb show")?;
+        lines.extend(fdb.lines().filter(|line| line.contains(" dst ")).map(|line| line.trim().to_owned()));
+        lines.sort();
+        Ok(lines.join("\n"))
+    }
+}
+
+impl Fault {
+    /// Whether what is right afterwards is not what was right before.
+    fn changes_the_state(self) -> bool {
+        matches!(self, Fault::AddressChanged | Fault::PeerMoved | Fault::PeerReplaced | Fault::UnderlayMtuChanged)
+    }
+}
+
+/// What the first node has.
+#[derive(Debug)]
+struct State {
+    overlay: Overlay,
+    forwarding: [String; 2],
+    rules: BTreeSet<String>,
+    subnet: Option<String>,
+    picture: String,
+}
+
+impl State {
+    fn expect(&self, now: &State) -> Result<()> {
+        if now.overlay != self.overlay {
+            return Err(format!("the overlay is {:?}\ninstead of {:?}", now.overlay, self.overlay).into());
+        }
+        if (&now.forwarding, &now.rules) != (&self.forwarding, &self.rules) {
+            return Err(format!("forwarding {:?}, rules {:?}", now.forwarding, now.rules).into());
+        }
+        Ok(())
+    }
+}
+
+fn forwarding(v6: bool) -> &'static str {
+    if v6 { "net/ipv6/conf/all/forwarding" } else { "net/ipv4/ip_forward" }
+}
+
+fn nft_family(v6: bool) -> &'static str {
+    if v6 { "ip6" } else { "ip" }
+}
+
+/// The family in words.
+pub fn family_name(v6: bool) -> &'static str {
+    if v6 { "IPv6" } else { "IPv4" }
+}

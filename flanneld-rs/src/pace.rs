@@ -1,0 +1,85 @@
+//! When the daemon looks at the whole state of the node: regularly, soon after a failure, and when the kernel tells that
+//! something changed, but then never so often that it does little else.
+
+use kernel::watch::Wake;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A look that took no longer needs no rest.
+const SHORT: Duration = Duration::from_millis(5);
+/// After one that took longer, as with thousands of peers, the next one that the kernel asks for waits this many times as long:
+/// a node whose network never comes to rest costs a fifth of a processor at most.
+const REST: u32 = 4;
+
+/// What is to be looked at, and when.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// told, and not yet looked at
+    pending: Wake,
+    /// the next look whatever happens
+    due: Instant,
+    /// no look before, unless it is due
+    rested: Instant,
+}
+
+impl Pace {
+    /// Everything is to be looked at now.
+    pub(crate) fn new(now: Instant) -> Self {
+        Pace { pending: Wake::EVERYTHING, due: now, rested: now }
+    }
+
+    /// Something has changed.
+    pub(crate) fn wake(&mut self, wake: Wake) {
+        self.pending.merge(wake);
+    }
+
+    /// When there is something to be looked at.
+    pub(crate) fn next(&self) -> Instant {
+        if self.pending.is_empty() { self.due } else { self.due.min(self.rested) }
+    }
+
+    /// What is to be looked at now, if anything.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Wake> {
+        if now >= self.due {
+            self.pending = Wake::EVERYTHING;
+        } else if self.pending.is_empty() || now < self.rested {
+            return None;
+        }
+        Some(std::mem::take(&mut self.pending))
+    }
+
+    /// A look has ended; the next one is due after `pause`.
+    pub(crate) fn done(&mut self, started: Instant, now: Instant, pause: Duration) {
+        self.due = now + pause;
+        let taken = now - started;
+        self.rested = if taken > SHORT { now + taken * REST } else { now };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn looks_are_regular_and_on_demand_but_rested() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert_eq!(pace.take(start), Some(Wake::EVERYTHING));
+        assert_eq!(pace.take(start), Some(Wake::EVERYTHING), "due until a look has ended");
+        pace.done(start, start + SECOND, 10 * SECOND);
+        assert_eq!((pace.take(start + 2 * SECOND), pace.next()), (None, start + 11 * SECOND));
+        let routes = Wake { routes: true, ..Wake::default() };
+        pace.wake(routes);
+        assert_eq!(pace.next(), start + 5 * SECOND, "four times as long as the look took");
+        assert_eq!(pace.take(start + 4 * SECOND), None);
+        assert_eq!(pace.take(start + 5 * SECOND), Some(routes));
+        pace.done(start + 5 * SECOND, start + 9 * SECOND, SECOND);
+        pace.wake(routes);
+        assert_eq!(pace.take(start + 10 * SECOND), Some(Wake::EVERYTHING), "what is due does not wait for rest");
+        pace.done(start, start + SHORT, SECOND);
+        pace.wake(routes);
+        assert_eq!(pace.take(start + SHORT), Some(routes), "a short look needs no rest");
+    }
+}
