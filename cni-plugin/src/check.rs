@@ -144,8 +144,11 @@ impl<'a> Inspection<'a> {
         if !link.up {
             self.differs(format!("host interface {name} is down"));
         }
-        if let Some(pod_end) = pod_end.filter(|pod_end| link.peer != Some(pod_end.index)) {
-            self.differs(format!("host interface {name} is not the other end of {}", pod_end.name));
+        // Numbers are unique in their namespace only: the pair must agree in both directions.
+        let strange = |pod_end: &&Link| link.peer != Some(pod_end.index) || pod_end.peer != Some(link.index);
+        if let Some(pod_end) = pod_end.filter(strange) {
+            let text = "is CNI_NETNS the pod's namespace?";
+            self.differs(format!("host interface {name} is not the other end of {}: {text}", pod_end.name));
         }
         if let Some(bridge) = bridge.filter(|bridge| link.master != Some(bridge.index)) {
             self.differs(format!("host interface {name} is not attached to bridge {}", bridge.name));

@@ -157,3 +157,129 @@ fn a_pod_of_an_earlier_subnet_is_in_order() {
     node.add(eth0("c2", &new), &config).unwrap();
     node.check(eth0("c1", &old), &config, &result).unwrap();
 }
+
+/// Everything that `flannel-rs` does by itself.
+fn everything(node: &Node, version: &str) -> Value {
+    let mut config = node.native(version);
+    config["ipMasq"] = true.into();
+    config["sysctl"] = json!({"net.ipv4.conf.IFNAME.arp_filter": "1"});
+    config["runtimeConfig"] = json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+        "bandwidth": {"ingressRate": 10_000_000, "egressRate": 10_000_000},
+    });
+    config
+}
+
+fn sh(netns: &Netns, script: &str) {
+    let _inside = netns.enter().unwrap();
+    let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {output:?}");
+}
+
+/// As [`DAMAGE`], as scripts (`IFB` is the device that limits), of what only `flannel-rs` makes.
+const NATIVE_DAMAGE: &[(&str, &str, &str)] = &[
+    (
+        "nft 'delete element ip cni-plugin-host-ports ports { tcp . 8080 }'",
+        "",
+        "host port tcp 0.0.0.0:8080 -> 10.9.0.2:80",
+    ),
+    ("nft delete table ip6 cni-plugin-host-ports", "", "the rules of nft table ip6 cni-plugin-host-ports are missing"),
+    ("nft 'delete element inet cni-masquerade-net pods4 { 10.9.0.2 }'", "", "cni-masquerade-net lacks 10.9.0.2"),
+    ("nft delete table inet cni-masquerade-net", "", "nft table inet cni-masquerade-net is missing"),
+    (
+        "nft flush chain inet cni-masquerade-net postrouting",
+        "",
+        "cni-masquerade-net is missing, or its rules were changed",
+    ),
+    ("tc qdisc del dev VETH root", "", "VETH has no limit instead of a limit of 10000000 bit/s"),
+    ("tc qdisc del dev VETH ingress", "", "what comes in by VETH is not redirected to IFB"),
+    ("tc qdisc replace dev IFB root tbf rate 20mbit burst 20k limit 40k", "", "IFB has a limit of 20000000 bit/s"),
+    ("ip link del IFB", "", "IFB, which limits what comes from the pod, is missing"),
+    ("ip link set IFB down", "", "IFB is down"),
+    (
+        "",
+        "echo 0 > /proc/sys/net/ipv4/conf/eth0/arp_filter",
+        "sysctl net.ipv4.conf.eth0.arp_filter is \"0\", not \"1\"",
+    ),
+];
+
+#[test]
+fn every_damage_to_what_one_call_made_is_named() {
+    for (on_node, in_pod, expected) in NATIVE_DAMAGE {
+        let (node, pod) = (Node::new(), Netns::create().unwrap());
+        let config = everything(&node, "1.0.0");
+        let result = node.add(eth0("c1", &pod), &config).unwrap();
+        node.check(eth0("c1", &pod), &config, &result).unwrap();
+        let ifb = result["interfaces"].as_array().unwrap().last().unwrap()["name"].as_str().unwrap();
+        let named = |text: &str| text.replace("VETH", host_end(&result)).replace("IFB", ifb);
+        sh(&node.host, &named(on_node));
+        sh(&pod, &named(in_pod));
+        let failure = node.check(eth0("c1", &pod), &config, &result).expect_err(expected);
+        assert_eq!(failure.code, 102, "{failure:?}");
+        assert!(failure.msg.contains(&named(expected)), "{on_node} {in_pod}: {}", failure.msg);
+        assert!(failure.details.contains("undo the change"), "{failure:?}");
+        node.del(eth0("c1", &pod), &config).unwrap();
+        node.assert_clean(on_node);
+    }
+}
+
+#[test]
+fn all_that_one_call_made_is_in_order() {
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        let (node, pod, other) = (Node::new(), Netns::create().unwrap(), Netns::create().unwrap());
+        let config = everything(&node, version);
+        let result = node.add(eth0("c1", &pod), &config).unwrap();
+        node.check(eth0("c1", &pod), &config, &result).unwrap_or_else(|failure| panic!("{version}: {failure:?}"));
+        // What is none of the pod's business.
+        for command in
+            ["link add up0 type veth peer name up1", "link set up0 up", "link set up0 mtu 1300", "link set lo down"]
+        {
+            ip(&node.host, command);
+        }
+        node.add(eth0("c2", &other), &node.native(version)).unwrap();
+        sh(&node.host, "nft add table inet somebody");
+        node.check(eth0("c1", &pod), &config, &result).unwrap_or_else(|failure| panic!("{version}: {failure:?}"));
+    }
+}
+
+#[test]
+fn another_namespace_is_not_taken_for_the_pods() {
+    let (node, pod, other) = (Node::new(), Netns::create().unwrap(), Netns::create().unwrap());
+    let config = node.bridge("1.0.0", &[IPV4]);
+    let result = node.add(eth0("c1", &pod), &config).unwrap();
+    node.add(eth0("c2", &other), &config).unwrap();
+    let failure = node.check(eth0("c1", &other), &config, &result).unwrap_err();
+    for words in ["lacks the address 10.9.0.2/24", "foreign address 10.9.0.3/24", "CNI_NETNS"] {
+        assert!(failure.code == 102 && failure.msg.contains(words), "{words}: {failure:?}");
+    }
+}
+
+#[test]
+fn what_point_to_point_links_and_guards_lack_is_named() {
+    for (kind, damage, expected) in [
+        ("ptp", "ip route del 10.9.0.2", "the host lacks the route to 10.9.0.2 dev VETH"),
+        ("ptp", "ip addr del 10.9.0.1/32 dev VETH", "VETH lacks the gateway address 10.9.0.1"),
+        (
+            "bridge",
+            "nft flush set bridge cni-macspoof guarded",
+            "set guarded of nft table bridge cni-macspoof lacks \"VETH\"",
+        ),
+        ("bridge", "nft delete table bridge cni-macspoof", "nft table bridge cni-macspoof is missing"),
+    ] {
+        let (node, pod) = (Node::new(), Netns::create().unwrap());
+        let mut config = node.bridge("1.0.0", &[IPV4]);
+        config["type"] = kind.into();
+        config["macspoofchk"] = (kind == "bridge").into();
+        let result = node.add(eth0("c1", &pod), &config).unwrap();
+        node.check(eth0("c1", &pod), &config, &result).unwrap();
+        let end = attachment_end(&result, kind);
+        sh(&node.host, &damage.replace("VETH", end));
+        let failure = node.check(eth0("c1", &pod), &config, &result).expect_err(expected);
+        assert!(failure.code == 102 && failure.msg.contains(&expected.replace("VETH", end)), "{failure:?}");
+    }
+}
+
+/// The host end is the first interface where there is no bridge.
+fn attachment_end<'a>(result: &'a Value, kind: &str) -> &'a str {
+    result["interfaces"][usize::from(kind == "bridge")]["name"].as_str().unwrap()
+}

@@ -114,3 +114,56 @@ fn flows_through_the_node_to_the_same_port_elsewhere_go_on() {
     let _web = Pod::start(&world, "web", &json!([mapping(80, 80, "udp")]));
     assert_eq!(conntrack.flows(&[pattern]).unwrap(), before);
 }
+
+/// A connection that was open when its pod went would hold the client's port for days.
+#[test]
+fn tcp_connections_of_a_pod_that_left_are_forgotten() {
+    use kernel::conntrack::{Conntrack, Pattern};
+    use kernel::nft::Protocol;
+    for stack in [Stack::Native, Stack::Chain] {
+        let world = World::new(stack);
+        let mappings = json!([mapping(8080, 80, "tcp")]);
+        let pod = Pod::start(&world, "pod", &mappings);
+        let (inside, to) = (world.outside.enter().unwrap(), SocketAddr::new(NODE[0].parse().unwrap(), 8080));
+        let open = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+        drop(inside);
+        let mut conntrack = Conntrack::open_in(&world.node.host).unwrap();
+        let mut flows =
+            || conntrack.flows(&[Pattern::ToPort { ipv4: true, protocol: Protocol::Tcp, port: 8080 }]).unwrap();
+        assert_eq!(flows().len(), 1, "{stack:?}");
+        world.del(pod.attachment(), &json!([])).unwrap();
+        assert_eq!(flows(), [], "{stack:?}");
+        drop(open);
+    }
+}
+
+/// Bridges that send a packet back where it came from have delivered some twice.
+#[test]
+fn a_datagram_arrives_once() {
+    for stack in [Stack::Native, Stack::Chain] {
+        let world = World::new(stack);
+        let pod = Pod::start(&world, "pod", &json!([mapping(8125, 80, "udp")]));
+        let other = Pod::start(&world, "other", &json!([]));
+        let own = crate::harness::addresses(&pod.result);
+        let ways = [
+            (&pod.netns, NODE[0].parse().unwrap(), 8125),
+            (&pod.netns, NODE[1].parse().unwrap(), 8125),
+            (&other.netns, NODE[0].parse().unwrap(), 8125),
+            (&other.netns, own[0], 80),
+            (&world.outside, NODE[0].parse().unwrap(), 8125),
+        ];
+        for (from, to, port) in ways {
+            let inside = from.enter().unwrap();
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            drop(inside);
+            socket.connect((to, port)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.send(b"?").unwrap();
+            let mut buffer = [0; 128];
+            socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{stack:?}, {to}: {error}"));
+            // Each copy would be answered.
+            socket.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+            assert!(socket.recv(&mut buffer).is_err(), "{stack:?}: {to} answered twice");
+        }
+    }
+}
