@@ -141,10 +141,13 @@ fn configure(
     if plan.veth.down {
         return Ok(());
     }
-    await_carrier(pod, &plan.veth.pod)?;
     await_carrier(host, &plan.veth.host)?;
     if let Some(bridge) = bridge.filter(|bridge| !bridge.running) {
         await_carrier(host, &bridge.name)?;
+    }
+    // IPv4 sends and receives on a device that is up. IPv6 goes by its link watch and gets its local route later.
+    if addresses().any(|ip| ip.is_ipv6()) {
+        await_carrier(pod, &plan.veth.pod)?;
     }
     addresses().try_for_each(|ip| await_reception(pod, ip))
 }

@@ -63,10 +63,11 @@ pub(crate) fn configure_pod(plan: &PodPlan, netns: &Netns, pod: &mut Netlink) ->
         sysctl::set(&format!("net/ipv6/conf/{}/disable_ipv6", plan.veth.pod), "0")?;
     }
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    if let Some(loopback) = pod.link("lo")?.filter(|loopback| !loopback.up) {
-        pod.set_link(loopback.index, &up)?;
+    // To switch on what is on is less work than to look first.
+    if let Some(loopback) = pod.index_of("lo")? {
+        pod.set_link(loopback, &up)?;
     }
-    let Some(link) = pod.link(&plan.veth.pod)? else {
+    let Some(index) = pod.index_of(&plan.veth.pod)? else {
         let error = kernel::Error::new(format!("looking up {}", plan.veth.pod), Errno::ENODEV);
         return Err(error.because("it vanished: try again"));
     };
@@ -74,14 +75,14 @@ pub(crate) fn configure_pod(plan: &PodPlan, netns: &Netns, pod: &mut Netlink) ->
         return Ok(());
     }
     for ip in &plan.ips {
-        pod.add_address(link.index, ip.address)?;
+        pod.add_address(index, ip.address)?;
     }
-    pod.set_link(link.index, &up)?;
+    pod.set_link(index, &up)?;
     for route in &plan.routes {
         let spec = RouteSpec {
             dst: route.dst,
             via: route.gw,
-            dev: Some(link.index),
+            dev: Some(index),
             mtu: route.mtu,
             advmss: route.advmss,
             metric: route.priority,

@@ -72,7 +72,7 @@ fn subnet(address: IpNetwork) -> Option<IpNetwork> {
     if address.prefix() == full { None } else { IpNetwork::new(address.network(), address.prefix()).ok() }
 }
 
-fn index(netlink: &mut Netlink, name: &str) -> Result<u32> {
+fn index(netlink: &Netlink, name: &str) -> Result<u32> {
     let vanished = || Error::new(format!("looking up {name}"), Errno::ENODEV).because("it vanished: try again");
-    Ok(netlink.link(name)?.ok_or_else(vanished)?.index)
+    netlink.index_of(name)?.ok_or_else(vanished)
 }

@@ -22,6 +22,9 @@ pub(crate) fn await_carrier(netlink: &mut Netlink, name: &str) -> Result<()> {
 /// Waits until what is sent to `address` is received, which takes a route in the local table. IPv4 has it at once, IPv6 when
 /// a work queue of the kernel has run (`addrconf_dad_work`, also where no duplicate is looked for).
 pub(crate) fn await_reception(netlink: &mut Netlink, address: IpAddr) -> Result<()> {
+    if address.is_ipv4() {
+        return Ok(());
+    }
     // Until then it may have no route at all, which is an error.
     wait(|| Ok(netlink.lookup(address).is_ok_and(|route| route.kind == RouteKind::Local)))
 }

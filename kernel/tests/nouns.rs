@@ -82,6 +82,8 @@ fn a_veth_pair_is_born_on_both_sides_of_the_wall() {
     );
     assert_eq!((far.mac, far.mtu, far.up), (Some(MAC), 1450, false));
     assert_eq!((near.peer, far.peer), (Some(far.index), Some(near.index)));
+    assert_eq!((host.index_of("veth0").unwrap(), pod.index_of("eth0").unwrap()), (Some(near.index), Some(far.index)));
+    assert_eq!(pod.index_of("veth0").unwrap(), None, "it is in the other namespace");
     assert_eq!(find(&mut host, "cbr0").mac, Some(Mac::derive("bridge")), "a port must not change the bridge's address");
 
     host.set_link(near.index, &LinkChange { hairpin: Some(false), ..LinkChange::default() }).unwrap();

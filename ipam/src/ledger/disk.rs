@@ -80,18 +80,25 @@ pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamE
     })
 }
 
-/// Replaces the content in place, not atomically.
+/// Replaces the content in place, not atomically. Truncating the file first would give its block away and take another; ext4
+/// even begins to write one that was replaced so (`auto_da_alloc`).
 pub(super) fn overwrite(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamError> {
     step();
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .mode(mode)
         .open(path)
         .map_err(failed("creating", path))?;
     step();
-    file.write_all(content).map_err(failed("writing", path))
+    let length = content.len() as u64;
+    let write = |file: &mut File| {
+        file.write_all(content)?;
+        step();
+        if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
+    };
+    write(&mut file).map_err(failed("writing", path))
 }
 
 pub(super) fn append(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamError> {

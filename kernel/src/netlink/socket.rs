@@ -12,6 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 const HEADER: usize = 16;
+/// The kernel answers in pieces of at most 32 KiB (`netlink_dump`); small enough to come from the heap, without a mapping.
+const LARGEST_ANSWER: usize = 64 << 10;
 pub(crate) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// The answer is one of several (linux/netlink.h).
@@ -101,7 +103,24 @@ impl Socket {
         let size = 4 << 20;
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &size));
         let _ = setsockopt(&fd, sockopt::SndBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &size));
-        Ok(Socket { fd, sequence: 0, buffer: vec![0; 256 << 10] })
+        Ok(Socket { fd, sequence: 0, buffer: vec![0; LARGEST_ANSWER] })
+    }
+
+    /// Index of the device called `name` in the socket's namespace (netdevice(7): any socket will do). ENODEV if there is
+    /// none, or `name` is longer than names are.
+    pub(crate) fn interface_index(&self, name: &str) -> Result<u32, Errno> {
+        // SAFETY: all of ifreq is numbers, for which zero is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        if name.len() >= request.ifr_name.len() {
+            return Err(Errno::ENODEV);
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: the pointer is to a live ifreq, whose name ends in a zero, and the descriptor is open.
+        Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) })?;
+        // SAFETY: this is the member that SIOCGIFINDEX fills, and any bits are a number.
+        u32::try_from(unsafe { request.ifr_ifru.ifru_ifindex }).map_err(|_| Errno::ENODEV)
     }
 
     /// Has receiving give up with EAGAIN after this long (at least a microsecond).

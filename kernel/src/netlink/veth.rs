@@ -42,11 +42,10 @@ impl Netlink {
         let near = LinkChange { mac: spec.mac, mtu: spec.mtu, master: spec.master.map(Some), ..LinkChange::default() };
         // The peer cannot be born switched on (ENOTCONN).
         let peer = LinkChange { mac: spec.peer_mac, mtu: spec.mtu, ..LinkChange::default() };
-        let mut peer = peer.applied_to(Body::named(spec.peer_name)?)?;
+        let mut peer = with_one_queue(peer.applied_to(Body::named(spec.peer_name)?)?);
         let netns = u32::try_from(spec.peer_netns.as_fd().as_raw_fd()).unwrap_or(u32::MAX);
         peer.attributes = peer.attributes.native(libc::IFLA_NET_NS_FD, netns);
-        let create = near
-            .applied_to(Body::named(spec.name)?)?
+        let create = with_one_queue(near.applied_to(Body::named(spec.name)?)?)
             .of_kind("veth", Attributes::new().nested_bytes(VETH_INFO_PEER, &peer.bytes()))
             .message(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL);
         let steps = [
@@ -62,4 +61,11 @@ impl Netlink {
             format!("creating veth {} with peer {} in another namespace", spec.name, spec.peer_name)
         })
     }
+}
+
+/// One queue in each direction, as a veth device has anyhow. Unless told so, the kernel first makes as many as there are
+/// processors and then takes away all but one (`veth_init_queues`), for which it waits for all processors, twice.
+fn with_one_queue(body: Body) -> Body {
+    let attributes = body.attributes.native(libc::IFLA_NUM_TX_QUEUES, 1).native(libc::IFLA_NUM_RX_QUEUES, 1);
+    Body { attributes, ..body }
 }
