@@ -1,7 +1,7 @@
 //! The benchmark: each figure beside that of Debian's reference plugins, measured alternately in the same run, so that a
 //! busy machine slows both.
 
-mod cni;
+mod chains;
 mod daemon;
 mod ipam;
 mod machine;
@@ -20,7 +20,7 @@ use std::time::Duration;
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// How to measure.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Wishes {
     /// Write the result into e2e/BENCHMARKS.md as well
     #[arg(long)]
@@ -28,11 +28,17 @@ pub struct Wishes {
     /// Measure less often: for a first impression
     #[arg(long)]
     pub quick: bool,
+    /// Measure only these parts: addresses, chains, daemon, kernel
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Beside so many pods' ports each chain with host ports is measured
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+    pub present: Vec<u32>,
 }
 
 impl Wishes {
     /// How often something is measured that is normally measured `usual` times.
-    fn times(self, usual: usize) -> usize {
+    fn times(&self, usual: usize) -> usize {
         if self.quick { usual.div_ceil(5) } else { usual }
     }
 }
@@ -89,20 +95,21 @@ impl Figure {
 
 /// Measures everything with files in `directory`, prints the table, and writes it if wished.
 pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
-    let wishes = *wishes;
+    type Part<'a> = &'a dyn Fn() -> Result<Vec<Figure>>;
+    let parts: [(&str, &str, Part<'_>); 4] = [
+        ("addresses", "address allocation", &|| ipam::measure(wishes, &directory.join("ipam"))),
+        ("chains", "the CNI executable", &|| chains::measure(wishes, &directory.join("chains"))),
+        ("daemon", "the daemon", &|| daemon::measure(wishes, &directory.join("daemon"))),
+        ("kernel", "programming the kernel", &|| overlay::measure(wishes)),
+    ];
     let mut figures = Vec::new();
-    let part = |name: &str| {
-        std::thread::sleep(SETTLE);
-        eprintln!("measuring {name}");
-    };
-    part("address allocation");
-    figures.extend(ipam::measure(wishes, &directory.join("ipam"))?);
-    part("the CNI executable");
-    figures.extend(cni::measure(wishes, &directory.join("cni"))?);
-    part("the daemon");
-    figures.extend(daemon::measure(wishes, &directory.join("daemon"))?);
-    part("programming the kernel");
-    figures.extend(overlay::measure(wishes)?);
+    for (key, name, measure) in parts {
+        if wishes.only.is_empty() || wishes.only.iter().any(|only| only == key) {
+            std::thread::sleep(SETTLE);
+            eprintln!("measuring {name}");
+            figures.extend(measure()?);
+        }
+    }
     let text = document(&figures)?;
     std::io::stdout().write_all(text.as_bytes())?;
     if wishes.write {
@@ -119,8 +126,10 @@ fn document(figures: &[Figure]) -> Result<String> {
     }
     Ok(format!(
         "# Benchmarks\n\n{}\n\nWritten by `make bench ARGS=--write`. The reference is Debian's package \
-         containernetworking-plugins (`bridge` with `host-local`), measured alternately with ours in the same run; the \
-         ratio is ours to the reference's, smaller is better. All files are on a tmpfs.\n\n{}",
+         containernetworking-plugins, measured alternately with ours in the same run; the ratio is ours to the reference's, \
+         smaller is better. Its portmap uses iptables, as kube-flannel has it. \"At once\" is the time until all are done, \
+         divided by their number. Processor time is that of the processes themselves, without what the kernel does later on its \
+         own account. All files are on a tmpfs.\n\n{}",
         machine::description()?,
         table.markdown()
     ))

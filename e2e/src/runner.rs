@@ -251,10 +251,14 @@ impl Runtime {
         config: &Value,
         environment: &[(&str, &str)],
     ) -> Result<Output> {
-        // The plugin inherits the namespace of the thread that starts it; nothing stands between us and it, which
-        // matters where its time is measured.
+        // The plugin inherits the namespace of the thread that starts it; neither another program nor another thread stands
+        // between us and it, which matters where its time is measured.
         let input = config.to_string();
-        self.node.run(|| handling(self.start(wrapper, verb, config, environment)?, input.as_bytes()))?
+        let child = {
+            let _inside = self.node.enter()?;
+            self.start(wrapper, verb, config, environment)?
+        };
+        handling(child, input.as_bytes())
     }
 
     fn start(&self, wrapper: &[&str], verb: &str, config: &Value, environment: &[(&str, &str)]) -> Result<Child> {

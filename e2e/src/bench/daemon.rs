@@ -17,7 +17,7 @@ const ROUTE_LIMIT: Duration = Duration::from_secs(10);
 /// The first half of the addresses is for the peers that the benchmark invents.
 const NETWORK: [u8; 4] = [10, 0, 0, 0];
 
-pub(super) fn measure(wishes: Wishes, directory: &Path) -> Result<Vec<Figure>> {
+pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for peers in [2, 1000, 5000] {
         let directory = directory.join(peers.to_string());

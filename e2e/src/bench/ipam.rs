@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 /// First reservation.
 const FIRST: u32 = u32::from_be_bytes([10, 64, 0, 2]);
 
-pub(super) fn measure(wishes: Wishes, directory: &Path) -> Result<Vec<Figure>> {
+pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> {
     fs::create_dir_all(directory)?;
     let reference = tools::from_package("/usr/lib/cni/host-local", "containernetworking-plugins")?;
     let ours = tools::plugin_directory(&directory.join("bin"))?.join("host-local");

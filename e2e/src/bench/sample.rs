@@ -1,6 +1,8 @@
 //! Measured times.
 
 use crate::Result;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::time::{Duration, Instant};
 
 /// Times of the same thing, in milliseconds, sorted.
@@ -24,6 +26,15 @@ impl Sample {
         Ok(result)
     }
 
+    /// Does `work` and adds the time it took, and to `processor` what its child processes, those that were waited for, used of
+    /// the processors: a machine that is busy otherwise leaves this alone.
+    pub(super) fn measure_both<T>(&mut self, processor: &mut Sample, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = used_by_children()?;
+        let result = self.measure(work)?;
+        processor.add(used_by_children()?.saturating_sub(before));
+        Ok(result)
+    }
+
     pub(super) fn median(&self) -> f64 {
         self.percentile(50)
     }
@@ -33,6 +44,13 @@ impl Sample {
         let rank = (self.sorted.len() * percent).div_ceil(100);
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
+}
+
+/// Processor time of all child processes that were waited for, and of theirs.
+fn used_by_children() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).unwrap_or_default();
+    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
 }
 
 #[cfg(test)]

@@ -4,15 +4,15 @@
 use netlink_packet_core::Emitable;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 const HEADER: usize = 16;
-/// The kernel answers in pieces of at most 32 KiB (`netlink_dump`); small enough to come from the heap, without a mapping.
+/// The kernel answers in pieces of at most 32 KiB (`netlink_dump`). Small enough to come from the heap, without a mapping, and
+/// not cleared: that would touch every page.
 const LARGEST_ANSWER: usize = 64 << 10;
 pub(crate) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -103,7 +103,7 @@ impl Socket {
         let size = 4 << 20;
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &size));
         let _ = setsockopt(&fd, sockopt::SndBufForce, &size).or_else(|_| setsockopt(&fd, sockopt::SndBuf, &size));
-        Ok(Socket { fd, sequence: 0, buffer: vec![0; LARGEST_ANSWER] })
+        Ok(Socket { fd, sequence: 0, buffer: Vec::with_capacity(LARGEST_ANSWER) })
     }
 
     /// Index of the device called `name` in the socket's namespace (netdevice(7): any socket will do). ENODEV if there is
@@ -242,15 +242,25 @@ impl Socket {
     /// Waits for one datagram and hands its messages (type, flags, sequence, payload) to `each`. Nobody but the kernel
     /// can have sent them: that takes CAP_NET_ADMIN in the namespace (netlink(7)).
     pub(crate) fn receive(&mut self, mut each: impl FnMut(u16, u16, u32, &[u8])) -> Result<(), Errno> {
+        self.buffer.clear();
+        let room = self.buffer.spare_capacity_mut();
         let length = loop {
-            match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(length) => break length,
+            // SAFETY: the pointer and the length are those of live memory that nobody else sees, and the descriptor is open.
+            match Errno::result(unsafe {
+                libc::recv(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), libc::MSG_TRUNC)
+            }) {
+                Ok(length) => break usize::try_from(length).unwrap_or_default(),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         };
         // MSG_TRUNC has recv tell the true length, also of what did not fit.
-        let mut rest = self.buffer.get(..length).ok_or(Errno::EMSGSIZE)?;
+        if length > room.len() {
+            return Err(Errno::EMSGSIZE);
+        }
+        // SAFETY: the kernel has written this many bytes, which fit.
+        unsafe { self.buffer.set_len(length) };
+        let mut rest = self.buffer.as_slice();
         while rest.len() >= HEADER {
             let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
             if size < HEADER || size > rest.len() {
