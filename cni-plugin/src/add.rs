@@ -1,6 +1,7 @@
 //! ADD: allocate, plan, wire. Whatever fails undoes what it made, and nothing that was there before; the original error is
 //! what the runtime reads.
 
+use crate::attachments::{Attachments, Part};
 use crate::bandwidth::shaper;
 use crate::bridge::ensure_bridge;
 use crate::config::{self, Dialect, PluginConfig};
@@ -8,11 +9,10 @@ use crate::host_ports::HostPorts;
 use crate::plan::{self, PodPlan};
 use crate::plugin::{failed, kernel_error};
 use crate::pod::{configure_pod, create_veth};
+use crate::ptp;
 use crate::ready::{await_carrier, await_reception};
 use crate::teardown::Remains;
-use crate::{masquerade, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, NetworkConfig, Sandbox};
-use ipnetwork::IpNetwork;
 use kernel::Mac;
 use kernel::netlink::{Link, LinkChange, Netlink};
 use kernel::netns::Netns;
@@ -23,11 +23,11 @@ use std::net::IpAddr;
 pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
     let parsed = PluginConfig::parse(dialect, config, &sandbox.args)?;
     let netns = open_sandbox(sandbox)?;
-    let ports = config::host_ports(dialect, config)?;
+    let (ports, attachments) = (config::host_ports(dialect, config)?, Attachments::of(config)?);
     let allocated = parsed.ipam.add(sandbox, config)?;
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
     let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
-        let wired = wire(&plan, sandbox, ports.as_ref(), &netns)?;
+        let wired = wire(&plan, sandbox, ports.as_ref(), &attachments, &netns)?;
         let mut result = plan.result(wired.bridge_mac, &sandbox.netns);
         result.interfaces.extend(wired.queue);
         Ok(result)
@@ -62,25 +62,35 @@ struct Wired {
 }
 
 /// Carries the plan out. Once the pair is made, a failure removes it again.
-fn wire(plan: &PodPlan, sandbox: &Sandbox, ports: Option<&HostPorts>, netns: &Netns) -> Result<Wired, CniError> {
+fn wire(
+    plan: &PodPlan,
+    sandbox: &Sandbox,
+    ports: Option<&HostPorts>,
+    attachments: &Attachments,
+    netns: &Netns,
+) -> Result<Wired, CniError> {
     let mut host = Netlink::open().map_err(kernel_error)?;
     let mut pod = Netlink::open_in(netns).map_err(kernel_error)?;
     let bridge = plan.bridge.as_ref().map(|bridge| ensure_bridge(&mut host, bridge)).transpose()?;
     let bridge_index = bridge.as_ref().map(|bridge| bridge.index);
     let attached = create_veth(&plan.veth, netns, &mut host, &mut pod, bridge_index).and_then(|()| {
         let network = &plan.ports.network;
-        // Limits first: the pod's end is not up yet, so that not a packet escapes them.
+        // Limits and guard first: the pod's end is not up yet, so that not a packet escapes them.
+        let in_course = |error| failed(format!("setting up {} in {}", plan.veth.pod, sandbox.netns.display()))(error);
         let done = limit(plan, sandbox, network, &mut host)
-            .and_then(|queue| configure(plan, netns, &mut host, &mut pod, bridge.as_ref()).map(|()| queue))
-            .and_then(|queue| masquerade(plan, sandbox, network).map(|()| queue))
-            .map_err(failed(format!("setting up {} in {}", plan.veth.pod, sandbox.netns.display())))
+            .map_err(&in_course)
+            .and_then(|queue| attachments.publish(Part::Interface, &plan.record(sandbox)).map(|()| queue))
+            .and_then(|queue| {
+                let configured = configure(plan, netns, &mut host, &mut pod, bridge.as_ref());
+                configured.map(|()| queue).map_err(&in_course)
+            })
             // Last, so that nobody is led to a pod that cannot be reached yet.
             .and_then(|queue| ports.map_or(Ok(()), |ports| ports.publish(&plan.ports)).map(|()| queue));
         if done.is_err() {
             let (id, network) = (&sandbox.id, plan.ports.network.as_str());
             let addresses: Vec<IpAddr> = plan.ips.iter().map(|ip| ip.address.ip()).collect();
             let bridge = bridge.as_ref().map(|bridge| bridge.name.as_str());
-            let _ = Remains { id, network, netns: None, bridge, addresses: &addresses, ports }.remove();
+            let _ = Remains { id, network, netns: None, bridge, addresses: &addresses, ports, attachments }.remove();
         }
         done
     });
@@ -106,14 +116,6 @@ fn limit(plan: &PodPlan, sandbox: &Sandbox, network: &str, host: &mut Netlink) -
         Some(end) => shaper::limit(host, network, &sandbox.id, &end, &plan.limits),
         None => Err(kernel::Error::new(format!("looking up {}, which was just made", plan.veth.host), Errno::ENODEV)),
     }
-}
-
-fn masquerade(plan: &PodPlan, sandbox: &Sandbox, network: &str) -> kernel::Result<()> {
-    if !plan.masquerade {
-        return Ok(());
-    }
-    let addresses: Vec<IpNetwork> = plan.ips.iter().map(|ip| ip.address).collect();
-    masquerade::add(network, &sandbox.id, &addresses)
 }
 
 /// What follows once the pair is there, until packets come through.

@@ -28,6 +28,12 @@ pub(crate) fn devices(id: &AttachmentId) -> [String; 2] {
     [host_veth(id), ifb(id)]
 }
 
+/// A name for files of the attachment: 32 hexadecimal digits.
+pub(crate) fn key(container: &str, interface: &str) -> String {
+    let digest = Sha256::new().chain_update(container).chain_update([0]).chain_update(interface).finalize();
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn device(prefix: &str, id: &AttachmentId) -> String {
     let digest = Sha256::new().chain_update(&id.container_id).chain_update([0]).chain_update(&id.ifname).finalize();
     let mut name = String::from(prefix);

@@ -4,9 +4,10 @@ pub(crate) mod limits;
 pub(crate) mod shaper;
 
 use crate::add::open_sandbox;
-use crate::gc;
 use crate::plugin::kernel_error;
+use crate::status::{devices, unavailable};
 use crate::teardown::Failures;
+use crate::{check, gc};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use kernel::netlink::{Link, LinkKind, Netlink};
 use limits::Limits;
@@ -44,7 +45,7 @@ impl Plugin for Bandwidth {
         let mut host = Netlink::open().map_err(kernel_error)?;
         let end = host_end(sandbox, &mut host)?;
         let differences = shaper::differences(&mut host, &sandbox.id, &end, &limits).map_err(kernel_error)?;
-        if differences.is_empty() { Ok(()) } else { Err(CniError::new(Code::CheckFailed, differences.join("; "))) }
+        check::verdict(differences)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
@@ -57,7 +58,8 @@ impl Plugin for Bandwidth {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        Limits::parse(config).map(drop)
+        let limits = Limits::parse(config).map_err(unavailable)?;
+        devices(None, &limits).map_err(unavailable)
     }
 }
 

@@ -1,11 +1,14 @@
 //! CHECK: compares the kernel with what ADD returned, and names every difference.
 
 use crate::add::open_sandbox;
+use crate::attachments::Attached;
 use crate::bandwidth::shaper;
 use crate::config::{Dialect, Gateway, PluginConfig};
 use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
-use crate::{attachment, masquerade, ptp};
+use crate::shared_table::Shared;
+use crate::tuning::settings;
+use crate::{attachment, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
 use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};
 use std::net::IpAddr;
@@ -35,19 +38,28 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
     if let Err(error) = parsed.ipam.check(sandbox, config, &addresses) {
         inspection.differences.push(error.msg);
     }
-    if parsed.masquerade && inspection.ours {
-        let missing = masquerade::check(&config.name, &sandbox.id, &addresses).map_err(kernel_error)?;
+    if inspection.ours {
+        let missing = inspection.missing_in_nftables(config, sandbox, &addresses).map_err(kernel_error)?;
         inspection.differences.extend(missing);
     }
+    let sysctls = settings::for_interface(&parsed.sysctls, &sandbox.id.ifname);
     if let Some(ports) = &parsed.ports {
         let addresses: Vec<_> = inspection.ips.iter().map(|ip| ip.address).collect();
         let record = Record::of(&config.name, &sandbox.id, ports.forwards(&addresses)?);
         inspection.differences.extend(HostPorts::recorded_in(&ports.directory).differences(&record)?);
     }
-    match inspection.differences.as_slice() {
-        [] => Ok(()),
-        differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
+    inspection.differences.extend(settings::differences_in(&netns, &sysctls).map_err(kernel_error)?);
+    verdict(inspection.differences)
+}
+
+/// What CHECK answers: nothing, or all differences and what can be done about them.
+pub(crate) fn verdict(differences: Vec<String>) -> Result<(), CniError> {
+    if differences.is_empty() {
+        return Ok(());
     }
+    let details = "CHECK repairs nothing: undo the change, or let the runtime replace the pod. What is missing in \
+        nftables comes back with the next ADD of the same kind, or at once where flanneld-rs runs";
+    Err(CniError { details: details.into(), ..CniError::new(Code::CheckFailed, differences.join("; ")) })
 }
 
 /// What must be, and what is not so.
@@ -89,6 +101,28 @@ impl<'a> Inspection<'a> {
             host_mtu: listed.and_then(|interface| interface.mtu),
             differences: Vec::new(),
         }
+    }
+
+    fn missing_in_nftables(
+        &self,
+        config: &NetworkConfig,
+        sandbox: &Sandbox,
+        addresses: &[IpAddr],
+    ) -> kernel::Result<Vec<String>> {
+        let hardware_address = self.parsed.guarded.then(|| self.interface.map(|interface| interface.mac.clone()));
+        let wanted = Attached {
+            masquerade: self.parsed.masquerade.clone(),
+            hardware_address: hardware_address.flatten(),
+            ..Attached::new(&config.name, sandbox, addresses.to_vec())
+        };
+        let (tables, mut differences) = (wanted.tables(), Vec::new());
+        if !tables.is_empty() {
+            let mut shared = Shared::open()?;
+            for table in tables {
+                differences.extend(shared.differences(&table)?);
+            }
+        }
+        Ok(differences)
     }
 
     fn differs(&mut self, difference: String) {

@@ -3,10 +3,13 @@
 use crate::allocation::{Allocation, Keeper};
 use crate::bandwidth::limits::Limits;
 use crate::host_ports::{self, HostPortConfig, HostPorts};
+use crate::tuning::settings;
 use cni_spec::{Arguments, CniError, Code, Dns, NetworkConfig, Route};
 use ipam::host_local::HostLocal;
 use ipam::subnet_env::{DEFAULT_PATH, SubnetEnv};
+use ipnetwork::IpNetwork;
 use kernel::Mac;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Longest interface name (IFNAMSIZ less the terminating zero, linux/if.h).
@@ -63,12 +66,16 @@ pub(crate) struct PluginConfig {
     pub(crate) limits: Limits,
     /// name resolution for the result; without any, that of the address management
     pub(crate) dns: Dns,
-    /// what pods send out of their network gets the node's address
-    pub(crate) masquerade: bool,
+    /// what the pod sends out of its subnet, and out of these networks, gets the node's address; none: nothing does
+    pub(crate) masquerade: Option<Vec<IpNetwork>>,
+    /// kernel parameters of the sandbox
+    pub(crate) sysctls: BTreeMap<String, String>,
     /// the bridge takes packets for any hardware address
     pub(crate) promiscuous: bool,
     /// pods on the bridge do not reach each other
     pub(crate) isolated: bool,
+    /// the pod sends from its own hardware address only
+    pub(crate) guarded: bool,
     /// the pod's interface stays down
     pub(crate) down: bool,
     /// address management
@@ -103,9 +110,12 @@ impl PluginConfig {
         Ok(PluginConfig {
             bridge: bridge_name(Dialect::FlannelRs, config)?,
             gateway,
-            masquerade: false,
+            // Pods of other nodes see a pod's own address.
+            masquerade: config.field("ipMasq").bool()?.unwrap_or(false).then(|| env.networks().collect()),
+            sysctls: settings::sysctls(config)?,
             promiscuous: false,
             isolated: false,
+            guarded: false,
             down: false,
             stale: StaleAddress::ReplaceWhenIdle,
             mtu: mtu(config)?.or(Some(env.mtu)),
@@ -120,9 +130,6 @@ impl PluginConfig {
 
     fn bridge(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
         // Better no pod than one that silently lacks what its network promises.
-        if config.field("macspoofchk").bool()? == Some(true) {
-            return Err(unsupported("macspoofchk"));
-        }
         if config.field("vlan").number::<u16>()?.unwrap_or(0) != 0 || config.field("vlanTrunk").value().is_some() {
             return Err(unsupported("vlan"));
         }
@@ -153,9 +160,12 @@ impl PluginConfig {
             // In this dialect limits are the business of a plugin of their own, later in the chain.
             limits: Limits::default(),
             dns: Dns::read(&config.field("dns"))?,
-            masquerade: is("ipMasq")?,
+            masquerade: is("ipMasq")?.then(Vec::new),
+            // Settings of the sandbox are the business of tuning, as limits are of bandwidth.
+            sysctls: BTreeMap::new(),
             promiscuous,
             isolated: is("portIsolation")?,
+            guarded: is("macspoofchk")?,
             down,
             ipam,
             ports: None,
@@ -177,9 +187,11 @@ impl PluginConfig {
             mac: requested_mac(config, args)?,
             limits: Limits::default(),
             dns: Dns::read(&config.field("dns"))?,
-            masquerade: config.field("ipMasq").bool()?.unwrap_or(false),
+            masquerade: config.field("ipMasq").bool()?.unwrap_or(false).then(Vec::new),
+            sysctls: BTreeMap::new(),
             promiscuous: false,
             isolated: false,
+            guarded: false,
             down: false,
             ipam,
             ports: None,

@@ -1,5 +1,6 @@
 //! DEL: idempotent, and content with less and less: no namespace, no link, no bridge, no record, no subnet file.
 
+use crate::attachments::Attachments;
 use crate::config::{self, Dialect};
 use crate::teardown::{Failures, Remains};
 use cni_spec::{Arguments, AttachmentId, CniError, NetworkConfig};
@@ -25,9 +26,10 @@ pub(crate) fn del(
         Vec::new()
     });
     failures.note_cni(keeper.part(id, netns, args, config));
-    let ports = config::host_ports(dialect, config)?;
+    let (ports, attachments) = (config::host_ports(dialect, config)?, Attachments::of(config)?);
     let (bridge, ports) = (bridge.as_deref(), ports.as_ref());
-    let remains = Remains { id, network: &config.name, netns, bridge, addresses: &addresses, ports };
+    let remains =
+        Remains { id, network: &config.name, netns, bridge, addresses: &addresses, ports, attachments: &attachments };
     failures.note_cni(remains.remove());
     failures.into_result()?;
     keeper.release(&config.name, id)

@@ -4,8 +4,11 @@
 //! The reference plugin writes iptables rules into a chain that it puts first in FORWARD. We write into nobody's chains: an
 //! accept in a table of our own does not overrule a drop in another one (nft(8), "verdict statement").
 
+use crate::attachments::{Attached, Attachments, Part};
+use crate::check;
 use crate::plugin::kernel_error;
-use crate::shared_table::{self, SharedTable, from_pods, is_of, owner, to_pods};
+use crate::shared_table::{self, Shared, from_pods, is_of, owner, to_pods};
+use crate::status::{nftables, unavailable};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::nft::{
@@ -51,6 +54,31 @@ fn table() -> Table {
     table
 }
 
+/// The table with what an attachment has in it.
+pub(crate) fn of(record: &Attached) -> Option<Table> {
+    if !record.accepted {
+        return None;
+    }
+    let mut table = table();
+    shared_table::insert_pod(&mut table, &record.owner(), &record.addresses);
+    if let Some(bridge) = &record.isolated_bridge {
+        for (set, element) in bridge_elements(bridge) {
+            shared_table::insert(&mut table, set, [element]);
+        }
+    }
+    Some(table)
+}
+
+fn record(
+    config: &NetworkConfig,
+    sandbox: &Sandbox,
+    previous: &AddResult,
+    isolated_bridge: Option<String>,
+) -> Attached {
+    let record = Attached::new(&config.name, sandbox, addresses(previous));
+    Attached { accepted: true, isolated_bridge, ..record }
+}
+
 impl Plugin for Firewall {
     fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
         let isolated = is_isolated(config)?;
@@ -59,14 +87,8 @@ impl Plugin for Firewall {
                 .field("prevResult")
                 .invalid("missing: firewall comes after the plugins that it protects"));
         };
-        let bridge = if isolated { Some(bridge_of(previous)?) } else { None };
-        let mut shared = SharedTable::open(table()).map_err(kernel_error)?;
-        if let Some(bridge) = bridge {
-            for (set, element) in bridge_elements(&bridge) {
-                shared.put(set, &[element]).map_err(kernel_error)?;
-            }
-        }
-        shared.put_pod(&owner(&config.name, &sandbox.id), &addresses(previous)).map_err(kernel_error)?;
+        let bridge = isolated.then(|| bridge_of(previous)).transpose()?;
+        Attachments::of(config)?.publish(Part::Firewall, &record(config, sandbox, previous, bridge))?;
         Ok(previous.clone())
     }
 
@@ -77,55 +99,39 @@ impl Plugin for Firewall {
         _args: &Arguments,
         config: &NetworkConfig,
     ) -> Result<(), CniError> {
-        let known = config.prev_result.as_ref().map(addresses).unwrap_or_default();
-        let shared = SharedTable::open(table()).map_err(kernel_error)?;
-        shared.remove_pod(&owner(&config.name, id), &known).map_err(kernel_error)
+        Attachments::of(config)?.withdraw(Part::Firewall, &config.name, id, &[table()])
     }
 
     fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
         let isolated = is_isolated(config)?;
         let previous = config.prev_result.clone().unwrap_or_default();
-        let mut shared = SharedTable::open(table()).map_err(kernel_error)?;
-        let mut differences = Vec::new();
-        if !shared.has_its_rules().map_err(kernel_error)? {
-            differences.push("nft table inet cni-firewall is missing, or its rules were changed".to_owned());
-        }
-        let missing = shared.missing(&owner(&config.name, &sandbox.id), &addresses(&previous)).map_err(kernel_error)?;
-        differences.extend(missing.iter().map(|address| format!("nft table inet cni-firewall lacks {address}")));
-        if isolated {
-            let bridge = bridge_of(&previous)?;
-            for (set, element) in bridge_elements(&bridge) {
-                if !shared.elements(set).map_err(kernel_error)?.contains(&element) {
-                    differences.push(format!("set {set} of nft table inet cni-firewall lacks {bridge}"));
-                }
-            }
-        }
-        match differences.as_slice() {
-            [] => Ok(()),
-            differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
-        }
+        let bridge = isolated.then(|| bridge_of(&previous)).transpose()?;
+        let wanted = of(&record(config, sandbox, &previous, bridge));
+        let mut shared = Shared::open().map_err(kernel_error)?;
+        let differences = wanted.map(|table| shared.differences(&table)).transpose().map_err(kernel_error)?;
+        check::verdict(differences.unwrap_or_default())
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
-        let mut shared = SharedTable::open(table()).map_err(kernel_error)?;
+        let (mut shared, table) = (Shared::open().map_err(kernel_error)?, table());
         let owners: BTreeSet<String> = valid.iter().map(|id| owner(&config.name, id)).collect();
-        shared.retain(|found| !is_of(&config.name, found) || owners.contains(found)).map_err(kernel_error)?;
+        // Its records go with those of the plugin that made the interface.
+        Attachments::of(config)?.forget_others(&config.name, valid)?;
+        shared.retain(&table, |found| !is_of(&config.name, found) || owners.contains(found)).map_err(kernel_error)?;
         // Bridges that are gone; one that comes back is put in by its first pod.
         let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel_error)?;
         let present: BTreeSet<Value> = links.iter().filter_map(|link| Value::device(&link.name)).collect();
         for (set, _) in BRIDGES {
-            let found = shared.elements(set).map_err(kernel_error)?;
+            let found = shared.elements(&table, set).map_err(kernel_error)?;
             let stale: Vec<Element> =
                 found.into_iter().filter(|element| !element.key.iter().all(|name| present.contains(name))).collect();
-            if !stale.is_empty() {
-                shared.remove(set, &stale).map_err(kernel_error)?;
-            }
+            shared.remove_elements(&table, set, &stale).map_err(kernel_error)?;
         }
         Ok(())
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        is_isolated(config).map(drop)
+        is_isolated(config).and_then(|_| nftables()).map_err(unavailable)
     }
 }
 

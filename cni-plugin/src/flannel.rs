@@ -7,6 +7,7 @@ mod scratch;
 use crate::catalogue::Role;
 use crate::config::subnet_env;
 use crate::delegate::Delegate;
+use crate::status::unavailable;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use ipam::subnet_env::{DEFAULT_PATH, SubnetEnv};
 use scratch::Scratch;
@@ -67,10 +68,9 @@ impl Plugin for Flannel {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
         let rendered = render::delegate(config, Some(&env(config).map_err(unavailable)?)).map_err(unavailable)?;
         let (delegate, rendered) = prepared(config, rendered).map_err(unavailable)?;
-        delegate.plugin().status(&rendered)
+        delegate.plugin().status(&rendered).map_err(unavailable)
     }
 }
 

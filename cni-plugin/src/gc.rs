@@ -2,10 +2,11 @@
 //! kernel (links that carry our mark, neighbour entries of the bridge) and from the ledger; neither needs the other.
 
 use crate::allocation::Keeper;
+use crate::attachment;
+use crate::attachments::Attachments;
 use crate::config::{self, Dialect};
 use crate::plugin::kernel_error;
 use crate::teardown::Failures;
-use crate::{attachment, masquerade};
 use cni_spec::{AttachmentId, CniError, NetworkConfig};
 use ipam::host_local;
 use kernel::detached;
@@ -23,7 +24,7 @@ pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId
     let mut host = Netlink::open().map_err(kernel_error)?;
 
     remove_links(&mut host, &config.name, valid, |_| true, &mut failures)?;
-    failures.note(masquerade::gc(&config.name, valid));
+    failures.note_cni(Attachments::of(config)?.collect(&config.name, valid));
     let bridge = bridge.map(|bridge| host.link(&bridge)).transpose().map_err(kernel_error)?.flatten();
     if let (Keeper::Ledger(dir), Some(bridge)) = (&keeper, bridge) {
         for address in host_local::addresses_of_others(dir, &config.name, valid)? {

@@ -12,13 +12,12 @@ mod table;
 
 pub use mapping::{Forward, HostPortConfig, Mapping, Masquerade};
 pub use records::Record;
-pub use restore::Restorer;
 pub use table::{MARK, TABLE, table};
 
 pub(crate) use mapping::directory;
 
-use crate::masquerade::unless_there_is_no_nftables;
 use crate::plugin::kernel_error;
+use crate::shared_table::unless_there_is_no_nftables;
 use crate::teardown::Failures;
 use cni_spec::{AttachmentId, CniError, Code};
 use ipnetwork::IpNetwork;

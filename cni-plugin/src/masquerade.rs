@@ -2,14 +2,11 @@
 //! rules are static; a pod is an element of its set. Only the first packet of a connection meets the rules (nat chains), so
 //! that nothing here touches a connection that exists.
 
-use crate::shared_table::{self, SharedTable, from_pods, owner};
-use cni_spec::AttachmentId;
+use crate::attachments::Attached;
+use crate::shared_table::{self, from_pods};
 use ipnetwork::IpNetwork;
-use kernel::Result;
 use kernel::nft::{Action, Chain, Element, Field, Hook, HookKind, HookPoint, Match, Rule, Set, Table};
-use nix::errno::Errno;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Longest network name that becomes part of a table's name, in bytes (NFT_NAME_MAXLEN is 256).
@@ -48,53 +45,16 @@ fn multicast() -> [IpNetwork; 2] {
     [(four, 4), (six, 8)].map(|(ip, prefix)| IpNetwork::new(ip, prefix).unwrap_or_else(|_| IpNetwork::from(ip)))
 }
 
-/// Masquerades what `addresses`, each with the prefix length of its subnet, send out of their subnets.
-pub(crate) fn add(network: &str, id: &AttachmentId, addresses: &[IpNetwork]) -> Result<()> {
-    let mut shared = SharedTable::open(table(network))?;
-    let pods: Vec<IpAddr> = addresses.iter().map(IpNetwork::ip).collect();
-    shared.put_pod(&owner(network, id), &pods)?;
-    for address in addresses {
-        let own = IpNetwork::new(address.network(), address.prefix()).unwrap_or(*address);
-        shared.add(if address.is_ipv4() { "own4" } else { "own6" }, &[Element::from(own)])?;
+/// The table with what an attachment has in it.
+pub(crate) fn of(record: &Attached) -> Option<Table> {
+    let own = record.masquerade.as_ref()?;
+    let mut table = table(&record.network);
+    shared_table::insert_pod(&mut table, &record.owner(), &record.addresses);
+    for network in own {
+        let set = if network.is_ipv4() { "own4" } else { "own6" };
+        shared_table::insert(&mut table, set, [Element::from(*network)]);
     }
-    Ok(())
-}
-
-/// Removes the attachment's elements; `addresses`, if known, spare the search for them.
-pub(crate) fn remove(network: &str, id: &AttachmentId, addresses: &[IpAddr]) -> Result<()> {
-    let removed = SharedTable::open(table(network)).and_then(|table| table.remove_pod(&owner(network, id), addresses));
-    unless_there_is_no_nftables(removed)
-}
-
-/// A kernel without nftables holds nothing that could be removed.
-pub(crate) fn unless_there_is_no_nftables(removed: Result<()>) -> Result<()> {
-    match removed {
-        Err(error) if matches!(error.errno, Errno::EPROTONOSUPPORT | Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(()),
-        other => other,
-    }
-}
-
-/// Removes the elements of all attachments but `valid`, and with the last one the table.
-pub(crate) fn gc(network: &str, valid: &[AttachmentId]) -> Result<()> {
-    let owners: BTreeSet<String> = valid.iter().map(|id| owner(network, id)).collect();
-    let collected = SharedTable::open(table(network)).and_then(|mut shared| match owners.is_empty() {
-        true => shared.delete(),
-        false => shared.retain(|found| owners.contains(found)).map(drop),
-    });
-    unless_there_is_no_nftables(collected)
-}
-
-/// What is missing, for CHECK.
-pub(crate) fn check(network: &str, id: &AttachmentId, addresses: &[IpAddr]) -> Result<Vec<String>> {
-    let mut shared = SharedTable::open(table(network))?;
-    let name = table(network).name;
-    let mut missing = Vec::new();
-    if !shared.has_its_rules()? {
-        missing.push(format!("nft table inet {name} is missing, or its rules were changed"));
-    }
-    let lacking = shared.missing(&owner(network, id), addresses)?;
-    missing.extend(lacking.iter().map(|ip| format!("{ip} is not masqueraded: nft table inet {name} lacks it")));
-    Ok(missing)
+    Some(table)
 }
 
 #[cfg(test)]

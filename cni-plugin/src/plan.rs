@@ -2,12 +2,15 @@
 //! printed from. Here is the last place where anything can be invalid.
 
 use crate::attachment;
+use crate::attachments::Attached;
 use crate::bandwidth::limits::Limits;
 use crate::config::{Gateway, PluginConfig, StaleAddress};
 use crate::host_ports::{Forward, Record};
-use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route};
+use crate::tuning::settings;
+use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, Interface, IpAssignment, Route, Sandbox};
 use ipnetwork::IpNetwork;
 use kernel::Mac;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -28,8 +31,10 @@ pub(crate) struct PodPlan {
     pub(crate) dns: Dns,
     /// ports of the host that lead to it, as they are recorded
     pub(crate) ports: Record,
-    /// what the pod sends out of its network gets the node's address
-    pub(crate) masquerade: bool,
+    /// what the pod sends out of these networks gets the node's address; none: nothing does
+    pub(crate) masquerade: Option<Vec<IpNetwork>>,
+    /// kernel parameters of the sandbox, the interface's name filled in
+    pub(crate) sysctls: BTreeMap<String, String>,
 }
 
 /// The bridge.
@@ -63,6 +68,8 @@ pub(crate) struct VethPlan {
     pub(crate) hairpin: bool,
     /// isolated from other isolated ports of the bridge
     pub(crate) isolated: bool,
+    /// the pod sends from `mac` only
+    pub(crate) guarded: bool,
     /// the pod's end stays down
     pub(crate) down: bool,
 }
@@ -116,18 +123,30 @@ pub(crate) fn pod(
             mtu: config.mtu,
             hairpin: config.hairpin,
             isolated: config.isolated,
+            guarded: config.guarded,
             down: config.down,
         },
         routes: routes(config.gateway, &ips, &allocated.routes),
         limits: config.limits,
         dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
         ports: Record::of(network, id, forwards),
-        masquerade: config.masquerade,
+        masquerade: config.masquerade.as_ref().map(|networks| own_networks(networks, &ips)),
+        sysctls: settings::for_interface(&config.sysctls, &id.ifname),
         ips,
     })
 }
 
 impl PodPlan {
+    /// What is recorded of it, and programmed in nftables.
+    pub(crate) fn record(&self, sandbox: &Sandbox) -> Attached {
+        let addresses = self.ips.iter().map(|ip| ip.address.ip()).collect();
+        Attached {
+            masquerade: self.masquerade.clone(),
+            hardware_address: self.veth.guarded.then(|| self.veth.mac.to_string()),
+            ..Attached::new(&self.ports.network, sandbox, addresses)
+        }
+    }
+
     /// The result to print, once the bridge's real address, if there is a bridge, is known.
     pub(crate) fn result(self, bridge_mac: Option<Mac>, sandbox: &Path) -> AddResult {
         let interface = |name: &str, mac: Mac, sandbox: String| Interface {
@@ -150,6 +169,18 @@ impl PodPlan {
             dns: self.dns,
         }
     }
+}
+
+/// `networks`, and the subnets that lie in none of them.
+fn own_networks(networks: &[IpNetwork], ips: &[IpAssignment]) -> Vec<IpNetwork> {
+    let mut own = networks.to_vec();
+    for ip in ips {
+        let subnet = with_prefix(ip.address.network(), ip.address.prefix());
+        if !own.iter().any(|network| network.prefix() <= subnet.prefix() && network.contains(subnet.ip())) {
+            own.push(subnet);
+        }
+    }
+    own
 }
 
 /// Configured routes, and the default route of each family that has none yet; a route without a gateway goes over the
@@ -225,9 +256,11 @@ mod tests {
             mac: None,
             limits: Limits::default(),
             dns: Dns::default(),
-            masquerade: false,
+            masquerade: None,
+            sysctls: BTreeMap::new(),
             promiscuous: false,
             isolated: false,
+            guarded: false,
             down: false,
             ipam: Allocation::None,
             ports: None,

@@ -2,6 +2,7 @@
 
 use crate::plan::{PodPlan, VethPlan};
 use crate::plugin::kernel_error;
+use crate::tuning::settings;
 use cni_spec::{CniError, Code};
 use kernel::netlink::{LinkChange, Netlink, RouteEntry, RouteSpec, VethSpec};
 use kernel::netns::Netns;
@@ -95,7 +96,7 @@ pub(crate) fn configure_pod(plan: &PodPlan, netns: &Netns, pod: &mut Netlink) ->
             added => added?,
         }
     }
-    Ok(())
+    settings::set_in(netns, &plan.sysctls)
 }
 
 /// A route to the destination is there already. That of another interface keeps its place; the one to the interface's own

@@ -1,6 +1,8 @@
 //! The portmap plugin, chained behind one that gives the pod its addresses: ports of the host that lead to the pod.
 
+use crate::check;
 use crate::host_ports::{self, HostPortConfig, HostPorts, Record};
+use crate::status::unavailable;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use ipnetwork::IpNetwork;
 use std::path::Path;
@@ -27,8 +29,7 @@ impl Plugin for PortMap {
 
     fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
         let (ports, record) = wanted(sandbox, config)?;
-        let differences = ports.differences(&record)?;
-        if differences.is_empty() { Ok(()) } else { Err(CniError::new(Code::CheckFailed, differences.join("; "))) }
+        check::verdict(ports.differences(&record)?)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
@@ -36,7 +37,6 @@ impl Plugin for PortMap {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        let unavailable = |error: CniError| CniError { code: Code::NotAvailable, ..error };
         HostPortConfig::parse(config).map_err(unavailable)?;
         recorded(config)?.status().map_err(unavailable)
     }

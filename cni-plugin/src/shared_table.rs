@@ -2,11 +2,11 @@
 //! are. The rules are the same for all pods and are programmed once, so that a pod costs the same however many there are.
 
 use cni_spec::AttachmentId;
-use kernel::nft::{Element, Family, Field, Match, Nft, Set, Table};
+use kernel::nft::{Element, Family, Field, Match, Nft, Set, Table, Value};
 use kernel::{Error, Result};
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Names of the sets of pod addresses, one for each family.
@@ -57,135 +57,180 @@ fn digest(text: &str) -> String {
     Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A table that attachments share.
-pub(crate) struct SharedTable {
-    table: Table,
-    nft: Nft,
+/// Puts elements into a set of the table, which has it.
+pub(crate) fn insert(table: &mut Table, set: &str, elements: impl IntoIterator<Item = Element>) {
+    if let Some(set) = table.sets.get_mut(set) {
+        set.elements.extend(elements);
+    }
 }
 
-impl SharedTable {
-    /// Connects; `table` has the sets of [`pod_sets`], all of them empty.
-    pub(crate) fn open(table: Table) -> Result<Self> {
-        Ok(SharedTable { table, nft: Nft::open()? })
+/// Puts an attachment's addresses into the sets of [`pod_sets`].
+pub(crate) fn insert_pod(table: &mut Table, owner: &str, addresses: &[IpAddr]) {
+    for address in addresses {
+        insert(table, pods_of(*address), [Element::from(*address).commented(owner)]);
+    }
+}
+
+/// A connection to tables that attachments share. A table that is passed has the elements of one attachment, or of several:
+/// those with a comment are their owner's, others are everybody's.
+pub(crate) struct Shared(Nft);
+
+impl Shared {
+    /// Connects.
+    pub(crate) fn open() -> Result<Self> {
+        Nft::open().map(Shared)
     }
 
-    /// Puts elements into a set; the table is made if it is missing.
-    pub(crate) fn put(&mut self, set: &str, elements: &[Element]) -> Result<()> {
+    /// Puts the elements of `table` into the kernel's, in place of those with the same keys that have another owner. True if
+    /// there was no such table, and it was made: then the elements of others are gone as well.
+    pub(crate) fn put(&mut self, table: &Table) -> Result<bool> {
         let mut outcome = Ok(());
         for _attempt in 0..ATTEMPTS {
-            outcome = self.nft.put_elements(&self.table, set, elements);
+            outcome = self.put_into_sets(table);
             match &outcome {
-                Err(error) if error.errno == Errno::ENOENT => self.nft.create(&self.table)?,
+                // With its elements in the same transaction, so that nobody's removal falls in between.
+                Err(error) if error.errno == Errno::ENOENT => {
+                    if self.0.create(table)? {
+                        return Ok(true);
+                    }
+                }
                 _ => break,
-            };
+            }
+        }
+        outcome.map(|()| false)
+    }
+
+    fn put_into_sets(&mut self, table: &Table) -> Result<()> {
+        for (name, set) in &table.sets {
+            let (owned, common): (Vec<Element>, Vec<Element>) =
+                set.elements.iter().cloned().partition(|element| !element.comment.is_empty());
+            if !owned.is_empty() {
+                self.0.put_elements(table, name, &owned)?;
+            }
+            common.iter().try_for_each(|element| add(&mut self.0, table, name, element))?;
+        }
+        Ok(())
+    }
+
+    /// Removes those elements of `table` that still have the same owner in the kernel; the others have found another one.
+    pub(crate) fn remove(&mut self, table: &Table) -> Result<()> {
+        for (name, set) in &table.sets {
+            let mut own = Vec::new();
+            for element in set.elements.iter().filter(|element| !element.comment.is_empty()) {
+                let found = self.0.element(table, name, element)?;
+                own.extend(found.filter(|found| found.comment == element.comment));
+            }
+            self.remove_elements(table, name, &own)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the elements whose owner is not to be kept.
+    pub(crate) fn retain(&mut self, table: &Table, keep: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, _) in table.sets.iter().filter(|(_, set)| !set.interval) {
+            let gone = |found: &Element| !found.comment.is_empty() && !keep(&found.comment);
+            let stale: Vec<Element> = self.0.elements(table, name)?.into_iter().filter(gone).collect();
+            self.remove_elements(table, name, &stale)?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel lacks of `table`, in words for CHECK.
+    pub(crate) fn differences(&mut self, table: &Table) -> Result<Vec<String>> {
+        let name = format!("nft table {} {}", table.family, table.name);
+        let mut differences = Vec::new();
+        if !self.0.has_frame(table)? {
+            differences.push(format!("{name} is missing, or its rules were changed"));
+        }
+        for (set, description) in table.sets.iter().filter(|(_, set)| !set.interval) {
+            for element in &description.elements {
+                if self.0.element(table, set, element)?.is_none_or(|found| found.comment != element.comment) {
+                    let key = Element { comment: String::new(), ..element.clone() };
+                    differences.push(format!("set {set} of {name} lacks {key}"));
+                }
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Brings the kernel's table to hold the elements of `table` at least, and tells whether something was missing.
+    pub(crate) fn restore(nft: &mut Nft, table: &Table) -> Result<bool> {
+        let mut outcome = Ok(false);
+        for _attempt in 0..ATTEMPTS {
+            outcome = Shared::restore_once(nft, table);
+            if !matches!(&outcome, Err(error) if error.errno == Errno::ENOENT) {
+                break;
+            }
         }
         outcome
     }
 
-    /// Adds elements to a set, of which those that are there, or overlap one that is, are left as they are.
-    pub(crate) fn add(&mut self, set: &str, elements: &[Element]) -> Result<()> {
-        match self.nft.add_elements(&self.table, set, elements) {
-            Err(Error { errno: Errno::EEXIST | Errno::ENOTEMPTY, .. }) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Makes `addresses` those of `owner`.
-    pub(crate) fn put_pod(&mut self, owner: &str, addresses: &[IpAddr]) -> Result<()> {
-        for (set, elements) in by_family(owner, addresses) {
-            self.put(set, &elements)?;
-        }
-        Ok(())
-    }
-
-    /// Removes what is `owner`'s: of `addresses` if there are any, else whatever there is. An address that has a new owner
-    /// stays.
-    pub(crate) fn remove_pod(mut self, owner: &str, addresses: &[IpAddr]) -> Result<()> {
-        let removed = if addresses.is_empty() {
-            self.retain(|found| found != owner)
-        } else {
-            self.remove_known(owner, addresses)
-        };
-        if removed? {
-            self.close();
-        }
-        Ok(())
-    }
-
-    fn remove_known(&mut self, owner: &str, addresses: &[IpAddr]) -> Result<bool> {
-        let mut removed = false;
-        for (set, elements) in by_family(owner, addresses) {
-            let mut own = Vec::new();
-            for element in elements {
-                own.extend(self.nft.element(&self.table, set, &element)?.filter(|found| found.comment == owner));
+    fn restore_once(nft: &mut Nft, table: &Table) -> Result<bool> {
+        if !nft.has_frame(table)? {
+            // No record tells of what others may have there.
+            let mut whole = table.clone();
+            for (name, set) in table.sets.iter().filter(|(_, set)| !set.interval) {
+                let keys: BTreeSet<&[Value]> = set.elements.iter().map(|element| &element.key[..]).collect();
+                let others = nft.elements(table, name).unwrap_or_default();
+                insert(&mut whole, name, others.into_iter().filter(|element| !keys.contains(&element.key[..])));
             }
-            if !own.is_empty() {
-                self.nft.remove_elements(&self.table, set, &own)?;
-                removed = true;
+            nft.replace(&whole)?;
+            return Ok(true);
+        }
+        let mut repaired = false;
+        for (name, set) in table.sets.iter().filter(|(_, set)| !set.elements.is_empty()) {
+            if set.interval {
+                // Those that are there are left as they are, and change nothing.
+                set.elements.iter().try_for_each(|element| add(nft, table, name, element))?;
+                continue;
+            }
+            let present: BTreeSet<Vec<Value>> =
+                nft.elements(table, name)?.into_iter().map(|element| element.key).collect();
+            let missing: Vec<Element> =
+                set.elements.iter().filter(|element| !present.contains(&element.key)).cloned().collect();
+            if !missing.is_empty() {
+                nft.add_elements(table, name, &missing)?;
+                repaired = true;
             }
         }
-        Ok(removed)
-    }
-
-    /// Removes the pod addresses whose owner is not to be kept, and says whether there were any.
-    pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Result<bool> {
-        let mut removed = false;
-        for (set, _) in PODS {
-            let stale: Vec<Element> =
-                self.nft.elements(&self.table, set)?.into_iter().filter(|found| !keep(&found.comment)).collect();
-            if !stale.is_empty() {
-                self.nft.remove_elements(&self.table, set, &stale)?;
-                removed = true;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Of `addresses`, those that are not `owner`'s.
-    pub(crate) fn missing(&mut self, owner: &str, addresses: &[IpAddr]) -> Result<Vec<IpAddr>> {
-        let mut missing = Vec::new();
-        for address in addresses {
-            let found = self.nft.element(&self.table, pods_of(*address), &Element::from(*address))?;
-            if found.is_none_or(|found| found.comment != owner) {
-                missing.push(*address);
-            }
-        }
-        Ok(missing)
+        Ok(repaired)
     }
 
     /// The elements of a set.
-    pub(crate) fn elements(&mut self, set: &str) -> Result<Vec<Element>> {
-        self.nft.elements(&self.table, set)
+    pub(crate) fn elements(&mut self, table: &Table, set: &str) -> Result<Vec<Element>> {
+        self.0.elements(table, set)
     }
 
-    /// Removes elements from a set.
-    pub(crate) fn remove(&mut self, set: &str, elements: &[Element]) -> Result<()> {
-        self.nft.remove_elements(&self.table, set, elements)
+    /// Removes elements from a set; none is nothing to do.
+    pub(crate) fn remove_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> Result<()> {
+        if elements.is_empty() { Ok(()) } else { self.0.remove_elements(table, set, elements) }
     }
 
-    /// Whether the rules are what they should be; the elements may be anything.
-    pub(crate) fn has_its_rules(&mut self) -> Result<bool> {
-        self.nft.has_frame(&self.table)
+    /// Removes a table.
+    pub(crate) fn delete(&mut self, table: &Table) -> Result<()> {
+        self.0.delete(table.family, &table.name).map(drop)
     }
 
     /// Ends the connection after a removal.
-    fn close(self) {
-        self.nft.close();
-    }
-
-    /// Removes the table.
-    pub(crate) fn delete(&mut self) -> Result<()> {
-        self.nft.delete(self.table.family, &self.table.name).map(drop)
+    pub(crate) fn close(self) {
+        self.0.close();
     }
 }
 
-/// The elements of `addresses`, by the name of their set.
-fn by_family(owner: &str, addresses: &[IpAddr]) -> BTreeMap<&'static str, Vec<Element>> {
-    let mut sets = BTreeMap::<_, Vec<Element>>::new();
-    for address in addresses {
-        sets.entry(pods_of(*address)).or_default().push(Element::from(*address).commented(owner));
+/// Adds an element that is nobody's; one that is there, or overlaps it, is left as it is.
+fn add(nft: &mut Nft, table: &Table, set: &str, element: &Element) -> Result<()> {
+    match nft.add_elements(table, set, std::slice::from_ref(element)) {
+        Err(Error { errno: Errno::EEXIST | Errno::ENOTEMPTY, .. }) => Ok(()),
+        other => other,
     }
-    sets
+}
+
+/// A kernel without nftables holds nothing that could be removed.
+pub(crate) fn unless_there_is_no_nftables(removed: Result<()>) -> Result<()> {
+    match removed {
+        Err(Error { errno: Errno::EPROTONOSUPPORT | Errno::EINVAL | Errno::EOPNOTSUPP, .. }) => Ok(()),
+        other => other,
+    }
 }
 
 /// A table for both families.

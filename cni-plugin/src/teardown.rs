@@ -1,10 +1,11 @@
 //! The one teardown, which serves DEL, GC and a failed ADD: idempotent, goes on after failures, and takes "already gone"
 //! for success.
 
+use crate::attachments::{Attachments, Part};
 use crate::bandwidth::shaper;
 use crate::host_ports::HostPorts;
 use crate::plugin::kernel_error;
-use crate::{attachment, masquerade};
+use crate::{attachment, guard, masquerade};
 use cni_spec::{AttachmentId, CniError};
 use kernel::netlink::{LinkKind, Netlink};
 use kernel::netns::Netns;
@@ -15,7 +16,7 @@ use std::path::Path;
 
 /// What is left of an attachment in the kernel: ports of the host that lead to it, the host's neighbour entries for
 /// `addresses`, the queue for what it sends, the veth pair by its host end, whatever pair has its pod's end in `netns`, and
-/// the masquerade. The addresses themselves are released by the caller, last, so that nobody is given an address that still
+/// what it has in nftables. The addresses themselves are released by the caller, last, so that nobody is given an address that still
 /// leads somewhere.
 pub(crate) struct Remains<'a> {
     pub(crate) id: &'a AttachmentId,
@@ -26,6 +27,8 @@ pub(crate) struct Remains<'a> {
     pub(crate) addresses: &'a [IpAddr],
     /// ports of the host that lead to it, unless a chained plugin sees to them
     pub(crate) ports: Option<&'a HostPorts>,
+    /// where it is recorded
+    pub(crate) attachments: &'a Attachments,
 }
 
 impl Remains<'_> {
@@ -34,8 +37,7 @@ impl Remains<'_> {
         let mut failures = Failures::default();
         match self.remove_from_host(&mut failures) {
             // The pair went with its host end, or it is not ours.
-            Ok(Removed::NotOurs) => return Ok(()),
-            Ok(Removed::Pair) => {}
+            Ok(Removed::NotOurs | Removed::Pair) => {}
             outcome => {
                 failures.note(outcome);
                 if let Some(netns) = self.netns {
@@ -43,8 +45,13 @@ impl Remains<'_> {
                 }
             }
         }
-        failures.note(masquerade::remove(self.network, self.id, self.addresses));
+        failures.note_cni(self.remove_elements());
         failures.into_result()
+    }
+
+    fn remove_elements(&self) -> Result<(), CniError> {
+        let searched = [masquerade::table(self.network), guard::table()];
+        self.attachments.withdraw(Part::Interface, self.network, self.id, &searched)
     }
 
     fn remove_from_host(&self, failures: &mut Failures) -> Result<Removed, Error> {

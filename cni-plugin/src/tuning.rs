@@ -1,15 +1,17 @@
 //! `type: tuning`: kernel parameters and settings of the pod's interface, after the plugins that made it.
 
 mod backup;
-mod settings;
+pub(crate) mod settings;
 
 use crate::add::open_sandbox;
+use crate::check;
 use crate::plugin::kernel_error;
+use crate::status::unavailable;
 use backup::Backup;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
+use kernel::Mac;
 use kernel::netlink::{Link, Netlink};
 use kernel::netns::Netns;
-use kernel::{Mac, sysctl};
 use settings::Settings;
 use std::net::IpAddr;
 use std::path::Path;
@@ -36,8 +38,7 @@ impl Plugin for Tuning {
                 lead_neighbours(&addresses, old, new).map_err(kernel_error)?;
             }
         }
-        let _inside = netns.enter().map_err(kernel_error)?;
-        settings.sysctls.iter().try_for_each(|(key, value)| sysctl::set(key, value)).map_err(kernel_error)?;
+        settings::set_in(&netns, &settings.sysctls).map_err(kernel_error)?;
         let is_it = |name: &str, netns: &str| name == sandbox.id.ifname && !netns.is_empty();
         for interface in result.interfaces.iter_mut().filter(|interface| is_it(&interface.name, &interface.sandbox)) {
             if let Some(mac) = settings.mac {
@@ -74,17 +75,8 @@ impl Plugin for Tuning {
         let netns = open_sandbox(sandbox)?;
         let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
         let mut differences = settings.differences(&find(&mut pod, &sandbox.id.ifname)?);
-        let _inside = netns.enter().map_err(kernel_error)?;
-        for (key, value) in &settings.sysctls {
-            let found = sysctl::get(key).map_err(kernel_error)?;
-            if !found.split_whitespace().eq(value.split_whitespace()) {
-                differences.push(format!("sysctl {key} is {found:?}, not {value:?}"));
-            }
-        }
-        match differences.as_slice() {
-            [] => Ok(()),
-            differences => Err(CniError::new(Code::CheckFailed, differences.join("; "))),
-        }
+        differences.extend(settings::differences_in(&netns, &settings.sysctls).map_err(kernel_error)?);
+        check::verdict(differences)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
@@ -92,7 +84,7 @@ impl Plugin for Tuning {
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {
-        Settings::parse(config, &Arguments::new(), "eth0").map(drop)
+        Settings::parse(config, &Arguments::new(), "eth0").map(drop).map_err(unavailable)
     }
 }
 

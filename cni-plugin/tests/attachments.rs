@@ -289,6 +289,41 @@ fn a_node_that_is_not_ready_says_so() {
     assert!(full.code == 50 && full.msg.contains("no IP addresses available"), "{full:?}");
 }
 
+/// Each with the reason, by every plugin that would fail.
+#[test]
+fn status_tells_what_would_make_add_fail() {
+    let node = Node::new();
+    let config = node.bridge("1.1.0", &[IPV4]);
+    node.status(&config).unwrap();
+    for (kind, words) in [("firewall", "backend"), ("tuning", "sysctl.kernel.hostname"), ("bandwidth", "egressRate")] {
+        let wrong = json!({"cniVersion": "1.1.0", "name": "net", "type": kind, "backend": "firewalld",
+                           "sysctl": {"kernel.hostname": "x"}, "egressRate": 1});
+        let failure = node.status(&wrong).unwrap_err();
+        assert!(failure.code == 50 && failure.msg.contains(words), "{kind}: {failure:?}");
+        node.status(&json!({"cniVersion": "1.1.0", "name": "net", "type": kind})).unwrap();
+    }
+    ip(&node.host, "link add br7 type veth peer name other");
+    let failure = node.status(&config).unwrap_err();
+    assert!(failure.code == 50 && failure.msg.contains("br7 exists but is no bridge"), "{failure:?}");
+    // Who makes no gateway needs no forwarding; who does, says that all pods suffer.
+    let read_only = |config: &Value| {
+        let script = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec $PLUGIN";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", script]);
+        harness::with_environment(&mut command, "STATUS", eth0("none", &node.host), &node.host.path());
+        node.answer(command.env("PLUGIN", env!("CARGO_BIN_EXE_cni-plugin")), config)
+    };
+    ip(&node.host, "link del br7");
+    node.host.run(|| kernel::sysctl::set("net.ipv4.ip_forward", "0").unwrap()).unwrap();
+    let failure = read_only(&config).unwrap_err();
+    assert!(failure.code == 51 && failure.msg.contains("ip_forward") && failure.msg.contains("EROFS"), "{failure:?}");
+    let mut switch = layer2(&node);
+    switch["cniVersion"] = "1.1.0".into();
+    read_only(&switch).unwrap();
+    node.host.run(|| kernel::sysctl::set("net.ipv4.ip_forward", "1").unwrap()).unwrap();
+    read_only(&config).unwrap();
+}
+
 /// The daemon removes routes of its own mark that no lease asks for: the node's routes to its `ptp` pods are none of them.
 #[test]
 fn the_daemon_has_nothing_to_do_with_the_routes_to_our_own_pods() {

@@ -169,6 +169,8 @@ fn each_tears_down_what_the_other_made() {
         );
         node.call(deletes, "DEL", eth0("c2", &second), &config).unwrap();
         ip(&node.host, "neigh flush dev br7");
+        // Nor of our records, which are left to GC.
+        node.gc(&config, &[]).unwrap();
         node.assert_clean("both deleted");
     }
 }

@@ -35,6 +35,15 @@ fn killed_at_random_nothing_is_left() {
     assert!(report.kills > 30, "{report:?}");
 }
 
+/// What failed is found again by its seed.
+#[test]
+fn a_seed_does_the_same_again() {
+    let seed = seed_of_today();
+    let [once, again] =
+        [place(), place()].map(|work| cycles::run(seed, 1, work.path(), &mut Progress::none()).unwrap());
+    assert_eq!(once, again, "seed {seed}");
+}
+
 #[test]
 fn a_crowd_with_killed_ones_shares_no_address_and_leaves_nothing() {
     let (work, seed) = (place(), seed_of_today());

@@ -1,11 +1,13 @@
 //! Backends: what this node announces to the others, and how its kernel must look for the leases there are. Both are pure.
 
 mod desired;
+mod extension;
 mod host_gw;
 mod ipip;
 pub mod udp;
 mod vxlan;
 
+use crate::extension::{Commands, Plan};
 use crate::family::{Family, PerFamily};
 use crate::lease::{Announcement, Endpoint, Lease, LeaseTable, overlap};
 use crate::network_config::{self, NetworkConfig};
@@ -13,8 +15,10 @@ use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
 use kernel::{Mac, Overlay, Scope};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use desired::Desired;
+pub use extension::Extension;
 pub use host_gw::HostGw;
 pub use ipip::Ipip;
 pub use udp::Udp;
@@ -33,6 +37,8 @@ pub enum Backend {
     Udp(Udp),
     /// subnets are leased, and how they are reached is somebody else's business
     Alloc,
+    /// commands of the administrator's
+    Extension(Extension),
 }
 
 /// What this process has to do itself for packets to reach the other nodes.
@@ -42,6 +48,8 @@ pub enum Work {
     None,
     /// carry them, at most one plan for each family
     Udp(Vec<udp::Plan>),
+    /// run commands
+    Commands(Arc<Commands>, Plan),
 }
 
 impl Backend {
@@ -54,6 +62,9 @@ impl Backend {
             network_config::Backend::Ipip { direct_routing } => Backend::Ipip(Ipip::new(*direct_routing)),
             network_config::Backend::Udp { port } => Backend::Udp(Udp::new(*port)),
             network_config::Backend::Alloc => Backend::Alloc,
+            network_config::Backend::Extension(commands) => {
+                Backend::Extension(Extension { commands: commands.clone(), data: None })
+            }
         }
     }
 
@@ -62,6 +73,7 @@ impl Backend {
         match self {
             Backend::Vxlan(vxlan) => vxlan.announcement(uplink, families),
             Backend::HostGw(host_gw) => host_gw.announcement(uplink, families),
+            Backend::Extension(extension) => extension.announcement(uplink, families),
             Backend::Ipip(_) | Backend::Udp(_) | Backend::Alloc => {
                 let address = |family: &Family| Some((*family, *uplink.public.get(*family)?));
                 let endpoint = |(family, public_ip)| (family, Endpoint { public_ip, data: None });
@@ -80,7 +92,7 @@ impl Backend {
             Backend::Vxlan(vxlan) => vxlan.base(node.uplink, node.own),
             Backend::Ipip(_) => Ipip::base(node.uplink, node.own),
             Backend::Udp(_) => Udp::base(node),
-            Backend::HostGw(_) | Backend::Alloc => Overlay::default(),
+            Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => Overlay::default(),
         };
         self.add_peers(node, leases, Desired { overlay, ..Desired::default() })
     }
@@ -94,7 +106,7 @@ impl Backend {
         for lease in self.others(node, leases) {
             let mut parts = Vec::new();
             for peer in node.peers(self.backend_type(), lease) {
-                match peer.and_then(|peer| self.reach(node.uplink, &peer)) {
+                match peer.and_then(|peer| self.reach(node.uplink, lease, &peer)) {
                     Ok(part) => parts.push(part),
                     Err(reason) => desired.leave_out(lease, reason),
                 }
@@ -112,19 +124,25 @@ impl Backend {
 
     /// What this process has to do itself for the nodes of `leases`.
     pub fn work(&self, node: &Node<'_>, leases: &LeaseTable) -> Work {
-        let peers = self.others(node, leases).flat_map(|lease| node.peers(self.backend_type(), lease)).flatten();
+        let peers = |lease| node.peers(self.backend_type(), lease).into_iter().flatten();
+        let others = self.others(node, leases);
         match self {
-            Backend::Udp(udp) => Work::Udp(udp.plans(node, peers)),
+            Backend::Udp(udp) => Work::Udp(udp.plans(node, others.flat_map(peers))),
+            Backend::Extension(extension) => {
+                let nodes = others.map(|lease| (lease, peers(lease).collect()));
+                Work::Commands(extension.commands.clone(), extension.plan(node, nodes))
+            }
             Backend::Vxlan(_) | Backend::HostGw(_) | Backend::Ipip(_) | Backend::Alloc => Work::None,
         }
     }
 
     /// What makes one family of a peer reachable, or why it cannot be.
-    fn reach(&self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
+    fn reach(&self, uplink: &Uplink, lease: &Lease, peer: &Peer<'_>) -> Result<Overlay, String> {
         match self {
             Backend::Vxlan(vxlan) => vxlan.reach(uplink, peer),
             Backend::HostGw(host_gw) => host_gw.reach(uplink, peer),
             Backend::Ipip(ipip) => Ok(ipip.reach(uplink, peer)),
+            Backend::Extension(_) => Extension::data(lease).map(|_| Overlay::default()),
             // There is one way to all of them, and it is in the base.
             Backend::Udp(_) | Backend::Alloc => Ok(Overlay::default()),
         }
@@ -135,6 +153,7 @@ impl Backend {
             Backend::Vxlan(_) => vxlan::TYPE,
             Backend::HostGw(_) => host_gw::TYPE,
             Backend::Ipip(_) => ipip::TYPE,
+            Backend::Extension(_) => extension::TYPE,
             // flannel has no name for them.
             Backend::Udp(_) | Backend::Alloc => "",
         }
@@ -146,7 +165,7 @@ impl Backend {
             Backend::Vxlan(vxlan) => vxlan.mtu(uplink, families),
             Backend::Ipip(_) => Ipip::mtu(uplink),
             Backend::Udp(_) => Udp::mtu(uplink, families),
-            Backend::HostGw(_) | Backend::Alloc => uplink.mtu,
+            Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => uplink.mtu,
         }
     }
 
@@ -156,14 +175,15 @@ impl Backend {
             Backend::Vxlan(vxlan) => Family::ALL.map(|family| (family, vxlan.device(family))).into(),
             Backend::Ipip(_) => vec![(Family::V4, ipip::DEVICE.into())],
             Backend::Udp(_) => Family::ALL.map(|family| (family, Udp::device(family).into())).into(),
-            Backend::HostGw(_) | Backend::Alloc => Vec::new(),
+            Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => Vec::new(),
         }
     }
 
     /// What to look at in the kernel.
     pub fn scope(&self, config: &NetworkConfig) -> Scope {
         // Routes to pods that others make are a predecessor's, but where it is others who are to make them.
-        let networks = if matches!(self, Backend::Alloc) { PerFamily::default() } else { config.networks() };
+        let others_make_them = matches!(self, Backend::Alloc | Backend::Extension(_));
+        let networks = if others_make_them { PerFamily::default() } else { config.networks() };
         Scope {
             devices: self.devices().into_iter().map(|(_, name)| name).collect(),
             networks: networks.iter().map(|(_, network)| *network).collect(),

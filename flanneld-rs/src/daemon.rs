@@ -1,6 +1,7 @@
 //! The daemon: puts the parts together, and waits for whatever wakes the next pass.
 
 use crate::backend::Backend;
+use crate::extension::{self, CommandLine, Commands};
 use crate::family::PerFamily;
 use crate::files::Files;
 use crate::firewall::Policy;
@@ -14,6 +15,7 @@ use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
 use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
 use crate::uplink::Choice;
+use cni_plugin::attachments::Attachments;
 use cni_plugin::host_ports::HostPorts;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
@@ -22,7 +24,7 @@ use kernel::netlink::Netlink;
 use kernel::watch::{Expected, Wake, Watch};
 use nix::errno::Errno;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -31,22 +33,29 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 /// After a failed pass the next one comes this soon, whatever the resync period.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Between two attempts of the command before the lease.
+const COMMAND_RETRY: Duration = Duration::from_secs(5);
+
 /// Runs until SIGTERM or SIGINT, which leave everything in place.
 ///
 /// # Errors
 /// One line: what cannot be mended by trying again.
 pub async fn run(options: Options) -> Result<(), String> {
     let mut signals = Signals::open()?;
+    let last_command = OnceLock::new();
     tokio::select! {
-        outcome = serve(&options) => outcome,
-        () = signals.end() => {
-            tracing::info!("ending; the data path stays as it is");
-            Ok(())
-        }
+        outcome = serve(&options, &last_command) => return outcome,
+        () = signals.end() => {}
     }
+    if let Some(command) = last_command.get() {
+        extension::shutdown(command).await;
+    }
+    tracing::info!("ending; the data path stays as it is");
+    Ok(())
 }
 
-async fn serve(options: &Options) -> Result<(), String> {
+/// `last_command` is filled in with what is to be run when the daemon is told to end.
+async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Result<(), String> {
     if options.kube_subnet_mgr {
         return Err("--kube-subnet-mgr: leases in the Kubernetes API are not built yet; \
                     use etcd (--etcd-endpoints) or a directory (--store-dir)"
@@ -72,14 +81,21 @@ async fn serve(options: &Options) -> Result<(), String> {
         forward: options.iptables_forward_rules,
     };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
-    let host_ports = HostPorts::recorded_in(&options.host_ports_dir);
+    let plugins = (HostPorts::recorded_in(&options.host_ports_dir), Attachments::recorded_in(&options.attachments_dir));
     let mut previous = previous_subnets(&files, &config);
     if previous == PerFamily::default() {
         // After a reboot.
         previous = last.as_ref().map(|last| last.own.lease.subnets).unwrap_or_default();
     }
-    let backend = backend(&config).map_err(|error| error.to_string())?;
-    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, host_ports, health.clone());
+    let mut backend = backend(&config).map_err(|error| error.to_string())?;
+    if let Backend::Extension(extension) = &mut backend {
+        if let Some(command) = &extension.commands.shutdown {
+            // Nobody else fills it in.
+            let _ = last_command.set(command.clone());
+        }
+        extension.data = first_command(&extension.commands, &health).await;
+    }
+    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, plugins, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
@@ -165,7 +181,7 @@ fn pass(
     wanted: Option<(&Lease, &(Arc<LeaseTable>, Source))>,
     wake: Wake,
 ) -> bool {
-    let host_ports = reconciler.host_ports();
+    let plugins = reconciler.plugins();
     let announcement = reconciler.announcement();
     let changed = announce.send_if_modified(|present| match announcement {
         Some(announcement) if announcement != *present => {
@@ -179,7 +195,7 @@ fn pass(
     }
     // Without a lease there is nothing to want; what a predecessor programmed stays.
     let Some((own, (leases, source))) = wanted else { return false };
-    reconciler.pass(own, leases, *source, !wake.touches_overlay()) && host_ports
+    reconciler.pass(own, leases, *source, !wake.touches_overlay()) && plugins
 }
 
 /// Notes what is to be said of the store.
@@ -280,6 +296,18 @@ async fn network_config(
         }
         health.beat();
         sleep(RETRY).await;
+    }
+}
+
+/// Runs the command that comes before the lease, until it succeeds.
+async fn first_command(commands: &Commands, health: &Health) -> Option<String> {
+    loop {
+        match extension::pre_startup(commands).await {
+            Ok(data) => return data,
+            Err(error) => health.set(Condition::Lease, Err(error)),
+        }
+        health.beat();
+        sleep(COMMAND_RETRY).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod daemon;
+pub mod extension;
 pub mod family;
 pub mod files;
 pub mod firewall;

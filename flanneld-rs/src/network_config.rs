@@ -1,5 +1,6 @@
 //! The cluster's network configuration: flannel's `net-conf.json`, parsed into values that are ready for use.
 
+use crate::extension::{CommandLine, Commands};
 use crate::family::{Family, PerFamily};
 use crate::json::Object;
 use crate::lease::{self, Subnets};
@@ -8,6 +9,7 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Longest configuration that is read.
 pub const MAX_BYTES: usize = 64 * 1024;
@@ -17,7 +19,7 @@ const MTU: std::ops::RangeInclusive<u64> = 68..=65_535;
 /// flannel's port for packets in UDP.
 const UDP_PORT: u16 = 8285;
 /// What can be chosen.
-const BUILT: &str = "vxlan, host-gw, ipip, udp or alloc";
+const BUILT: &str = "vxlan, host-gw, ipip, udp, alloc or extension";
 
 /// A configuration that parsed: every value in it is usable as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub enum Backend {
     },
     /// leases only
     Alloc,
+    /// commands of the administrator's
+    Extension(Arc<Commands>),
 }
 
 /// Settings of the VXLAN backend.
@@ -201,7 +205,8 @@ impl Backend {
             "ipip" => Ok(Self::Ipip { direct_routing: field(&options, "DirectRouting")?.unwrap_or(false) }),
             "udp" => Ok(Self::Udp { port: port(&options, "Port")?.unwrap_or(UDP_PORT) }),
             "alloc" => Ok(Self::Alloc),
-            "wireguard" | "extension" => Err(ConfigError(format!("backend {kind} is not built yet; use {BUILT}"))),
+            "extension" => extension(&options).map(|commands| Self::Extension(Arc::new(commands))),
+            "wireguard" => Err(ConfigError(format!("backend {kind} is not built yet; use {BUILT}"))),
             // What flannel has, or had, beside them.
             "ipsec" | "aws-vpc" | "gce" | "ali-vpc" | "tencent-vpc" => Err(ConfigError(format!(
                 "Backend.Type: {kind} is not supported here; use {BUILT}, or alloc and let the cloud route the leased subnets"
@@ -230,6 +235,20 @@ impl Vxlan {
             direct_routing: flag("DirectRouting")?,
         })
     }
+}
+
+fn extension(options: &Object) -> Result<Commands, ConfigError> {
+    let command = |name| -> Result<Option<CommandLine>, ConfigError> {
+        let text: String = field(options, name)?.unwrap_or_default();
+        CommandLine::parse(&text).map_err(|error| ConfigError(format!("{name}: {error}")))
+    };
+    Ok(Commands {
+        pre_startup: command("PreStartupCommand")?,
+        post_startup: command("PostStartupCommand")?,
+        subnet_add: command("SubnetAddCommand")?,
+        subnet_remove: command("SubnetRemoveCommand")?,
+        shutdown: command("ShutdownCommand")?,
+    })
 }
 
 /// A port number; 0 is as good as none.

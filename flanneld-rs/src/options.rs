@@ -124,6 +124,10 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_STATE_DIR", default_value = "/var/lib/flanneld-rs", global = true)]
     pub state_dir: PathBuf,
 
+    /// Directory in which the CNI plugins record the attachments of this node, and from which their nftables are restored
+    #[arg(long, env = "FLANNELD_ATTACHMENTS_DIR", default_value = cni_plugin::attachments::DEFAULT_DIRECTORY)]
+    pub attachments_dir: PathBuf,
+
     /// Name of this node, by which it is recognised in the lease store (default: $NODE_NAME, then host name and address)
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,

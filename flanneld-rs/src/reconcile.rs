@@ -11,7 +11,9 @@ use crate::network_config::NetworkConfig;
 use crate::standing::{Cause, Standing};
 use crate::uplink::{Choice, Tables, Uplink};
 use crate::worker::Worker;
-use cni_plugin::host_ports::{HostPorts, Restorer};
+use cni_plugin::attachments::{Attachments, Held};
+use cni_plugin::host_ports::HostPorts;
+use cni_plugin::restore::Restorer;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink};
@@ -49,7 +51,8 @@ pub struct Reconciler {
     pub files: Files,
     /// where findings go
     pub health: Health,
-    host_ports: Restorer,
+    host_ports: Restorer<HostPorts>,
+    attachments: Restorer<Held>,
     netlink: Netlink,
     nft: Nft,
     uplink: Option<Uplink>,
@@ -72,7 +75,7 @@ impl Reconciler {
         choice: Choice,
         policy: Policy,
         files: Files,
-        host_ports: HostPorts,
+        (host_ports, attachments): (HostPorts, Attachments),
         health: Health,
     ) -> kernel::Result<Self> {
         let (netlink, nft) = (Netlink::open()?, Nft::open()?);
@@ -87,6 +90,7 @@ impl Reconciler {
             files,
             health,
             host_ports: Restorer::new(host_ports),
+            attachments: Restorer::new(Held::by(attachments)),
             netlink,
             nft,
             uplink: None,
@@ -95,15 +99,20 @@ impl Reconciler {
         })
     }
 
-    /// Puts back what somebody has removed of the ports of this node that lead to pods; the plugins record them, whether or
-    /// not there is a lease. Returns whether they are in order.
-    pub fn host_ports(&mut self) -> bool {
-        let restored = self.host_ports.restore(&mut self.nft);
-        if let Ok(true) = restored {
-            tracing::info!("restored nftables tables {}", cni_plugin::host_ports::TABLE);
+    /// Puts back what somebody has removed from nftables of what the plugins have recorded, whether or not there is a lease:
+    /// ports of this node that lead to pods, masquerade, firewall, guards. Returns whether all of it is in order.
+    pub fn plugins(&mut self) -> bool {
+        let ports = self.host_ports.restore(&mut self.nft);
+        let attachments = self.attachments.restore(&mut self.nft);
+        let mut good = true;
+        for (what, restored) in [("host ports", ports), ("pods' nftables", attachments)] {
+            if let Ok(true) = restored {
+                tracing::info!("restored {what}");
+            }
+            good &= restored.is_ok();
+            self.health.note(what, restored.map_or_else(|error| error.to_string(), |_| String::new()));
         }
-        self.health.note("host ports", restored.as_ref().map_or_else(ToString::to_string, |_| String::new()));
-        restored.is_ok()
+        good
     }
 
     /// What this node should announce, from the interface as it is now. None: there is no usable interface (yet).

@@ -87,5 +87,15 @@ fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
     let policy = Policy { masquerade: true, fully_random: true, forward: true };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
-    Reconciler::new(config, backend, Choice::parse(options).unwrap(), policy, files, ports, Health::new()).unwrap()
+    let attachments = cni_plugin::attachments::Attachments::recorded_in(&options.attachments_dir);
+    Reconciler::new(
+        config,
+        backend,
+        Choice::parse(options).unwrap(),
+        policy,
+        files,
+        (ports, attachments),
+        Health::new(),
+    )
+    .unwrap()
 }

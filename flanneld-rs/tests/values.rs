@@ -188,6 +188,12 @@ fn a_wrong_network_configuration_is_told_in_one_line_that_names_the_field() {
             r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/56","Backend":{"Type":"ipip"}}"#,
             "ipip carries IPv4 only; use vxlan, host-gw or udp",
         ),
+        (
+            r#"{"Network":"10.244.0.0/16","Backend":{"Type":"extension","SubnetAddCommand":"a && b"}}"#,
+            "SubnetAddCommand: && is for a shell",
+        ),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"extension","ShutdownCommand":"a 'b"}}"#, "ShutdownCommand"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"extension","PreStartupCommand":7}}"#, "PreStartupCommand"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"aws-vpc"}}"#, "aws-vpc is not supported here; use vxlan"),
         (
             r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipsec","PSK":"x"}}"#,

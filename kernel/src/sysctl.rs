@@ -33,6 +33,19 @@ pub fn set(key: &str, value: &str) -> Result<()> {
         .map_err(|error| Error::io(format!("setting sysctl {key} to {value:?}"), &error))
 }
 
+/// Whether [`set`] would succeed, as far as that can be told without writing.
+///
+/// # Errors
+/// What keeps `key` from being set, such as a read-only /proc/sys.
+pub fn settable(key: &str, value: &str) -> Result<()> {
+    let path = path_of(key)?;
+    if read(&path).is_ok_and(|present| present.split_whitespace().eq(value.split_whitespace())) {
+        return Ok(());
+    }
+    let opened = fs::OpenOptions::new().write(true).open(&path);
+    opened.map(drop).map_err(|error| Error::io(format!("setting sysctl {key} to {value:?}"), &error))
+}
+
 /// Whether `key` (see [`get`]) exists; without IPv6, for example, nothing under net/ipv6 does.
 pub fn exists(key: &str) -> bool {
     path_of(key).is_ok_and(|path| path.exists())

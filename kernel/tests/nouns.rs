@@ -280,3 +280,14 @@ fn neighbours_and_forwarding_entries() {
     let error = netlink.create_vxlan("flannel.2", &VxlanLink { underlay: "nowhere0".into(), ..link }, "").unwrap_err();
     assert!(error.errno == Errno::ENODEV && error.to_string().contains("nowhere0"), "{error}");
 }
+
+/// No kernel of ours has the second, and asking makes no device.
+#[test]
+fn kinds_of_device_are_known_or_not() {
+    let sandbox = Netns::create().unwrap();
+    let mut netlink = Netlink::open_in(&sandbox).unwrap();
+    let before = netlink.links().unwrap();
+    assert!(netlink.supports("bridge").unwrap() && netlink.supports("ifb").unwrap());
+    assert!(!netlink.supports("flux-capacitor").unwrap());
+    assert_eq!(netlink.links().unwrap(), before);
+}

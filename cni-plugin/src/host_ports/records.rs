@@ -15,18 +15,16 @@
 //! Nothing is synced to the platter: ports do not outlive the boot.
 
 use super::mapping::Forward;
-use cni_spec::{AttachmentId, CniError, Code};
+use crate::attachment;
+use crate::boot_state::{self, failed, make_directory, names, remove, remove_if_empty};
+use cni_spec::{AttachmentId, CniError};
 use ipam::ledger::lock::Lock;
 use ipnetwork::IpNetwork;
-use kernel::netns::Netns;
-use kernel::sysctl;
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs;
+use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -68,8 +66,7 @@ pub(super) fn key_of(id: &AttachmentId) -> String {
 }
 
 fn key(container: &str, interface: &str) -> String {
-    let digest = Sha256::new().chain_update(container).chain_update([0]).chain_update(interface).finalize();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    attachment::key(container, interface)
 }
 
 /// The state of this boot and network namespace, locked.
@@ -82,13 +79,13 @@ pub(super) struct Records {
 impl Records {
     /// Locks the state under `base`, making it where it is missing and removing that of former boots.
     pub(super) fn open(base: &Path) -> Result<Self, CniError> {
-        let boot = boot()?;
-        let directory = base.join(place(&boot)?);
+        let boot = boot_state::boot()?;
+        let directory = base.join(boot_state::place(&boot)?);
         for part in ["records", "claims", "subnets"] {
             make_directory(&directory.join(part))?;
         }
         let records = Records::lock(directory)?;
-        forget_former_boots(base, &boot);
+        boot_state::forget_former_boots(base, &boot);
         Ok(records)
     }
 
@@ -140,16 +137,7 @@ impl Records {
     pub(super) fn put(&self, record: &Record) -> Result<(), CniError> {
         let directory = self.directory.join("records");
         let (path, temporary) = (directory.join(record.key()), directory.join(format!("{TEMPORARY}{}", record.key())));
-        let write = || -> io::Result<()> {
-            let text = serde_json::to_vec(record)?;
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&text)?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(|error| {
-            fs::remove_file(&temporary).ok();
-            failed("writing", &path)(error)
-        })
+        boot_state::write(&path, &temporary, record)
     }
 
     /// Removes a record, also one in the making; none is fine.
@@ -242,57 +230,7 @@ pub(super) fn changed(base: &Path) -> Result<Option<SystemTime>, CniError> {
 }
 
 fn directory(base: &Path) -> Result<PathBuf, CniError> {
-    Ok(base.join(place(&boot()?)?))
-}
-
-fn boot() -> Result<String, CniError> {
-    sysctl::get("kernel.random.boot_id").map_err(crate::plugin::kernel_error)
-}
-
-fn place(boot: &str) -> Result<String, CniError> {
-    let namespace = Netns::current_name().map_err(crate::plugin::kernel_error)?;
-    Ok(format!("{boot}.{namespace}"))
-}
-
-/// Best effort: they are never read.
-fn forget_former_boots(base: &Path, boot: &str) {
-    for name in names(base).unwrap_or_default() {
-        if !name.starts_with(boot) {
-            fs::remove_dir_all(base.join(name)).ok();
-        }
-    }
-}
-
-fn names(directory: &Path) -> Result<Vec<String>, CniError> {
-    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
-    match list() {
-        Ok(names) => Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(failed("listing", directory)(error)),
-    }
-}
-
-fn make_directory(path: &Path) -> Result<(), CniError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("creating directory", path))
-}
-
-/// True if there was something to remove.
-fn remove(path: &Path) -> Result<bool, CniError> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed("removing", path)(error)),
-    }
-}
-
-/// True if the directory is gone.
-fn remove_if_empty(directory: &Path) -> Result<bool, CniError> {
-    match fs::remove_dir(directory) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => Ok(false),
-        Err(error) => Err(failed("removing directory", directory)(error)),
-    }
+    Ok(base.join(boot_state::place(&boot_state::boot()?)?))
 }
 
 fn read_link(path: &Path) -> Result<Option<String>, CniError> {
@@ -307,18 +245,5 @@ fn point(link: &Path, target: &str) -> Result<(), CniError> {
     match symlink(target, link) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && read_link(link)?.as_deref() == Some(target) => Ok(()),
         made => made.map_err(failed("creating", link)),
-    }
-}
-
-fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CniError + use<'a> {
-    move |error| {
-        let remedy = match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOSPC | Errno::EDQUOT) => " (free space or inodes on this file system)",
-            Some(Errno::EROFS) => " (remount it writable, or set hostPortsDir to a writable directory)",
-            Some(Errno::EACCES | Errno::EPERM) => " (the plugin must run as root)",
-            None => " (is it damaged? remove it, and create its pod anew)",
-            Some(_) => "",
-        };
-        CniError::new(Code::Io, format!("{action} {}: {error}{remedy}", path.display()))
     }
 }

@@ -1,8 +1,9 @@
 //! What is to be set, from all the places where it may be asked for.
 
 use cni_spec::{Arguments, CniError, Code, Field, NetworkConfig};
-use kernel::Mac;
 use kernel::netlink::{Link, LinkChange};
+use kernel::netns::Netns;
+use kernel::{Mac, sysctl};
 use regex_lite::Regex;
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +21,7 @@ const MOST: usize = 256;
 
 /// Settings that are ready to be made; None is left as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// keys under `net`, with the interface's name filled in
     pub(super) sysctls: BTreeMap<String, String>,
     pub(super) mac: Option<Mac>,
@@ -53,20 +54,7 @@ impl Settings {
         allowed: &Allowlist,
         ifname: &str,
     ) -> Result<(), CniError> {
-        let sysctls = field("sysctl")?;
-        let given = sysctls.object()?.into_iter().flatten();
-        if sysctls.object()?.is_some_and(|object| object.len() > MOST) {
-            return Err(sysctls.invalid(format!("more than {MOST} entries")));
-        }
-        for (key, _) in given {
-            let value = Field::new(format!("{}.{key}", sysctls.path()), sysctls.value().and_then(|map| map.get(key)));
-            allowed.check(key).map_err(|text| value.invalid(text))?;
-            let key = key.replace("IFNAME", &escaped(key, ifname));
-            if !is_of_the_network(&key) {
-                return Err(value.invalid("invalid net sysctl key: only those under net/ belong to a sandbox"));
-            }
-            self.sysctls.insert(key, value.string()?.unwrap_or_default().to_owned());
-        }
+        self.sysctls.extend(for_interface(&checked(&field("sysctl")?, allowed)?, ifname));
         let mtu = field("mtu")?;
         if let Some(bytes) = mtu.number::<u32>()?.filter(|bytes| *bytes != 0) {
             self.mtu =
@@ -110,6 +98,62 @@ impl Settings {
         compare("transmit queue length", self.transmit_queue.map(|length| length.to_string()), queue);
         found
     }
+}
+
+/// The entries of `sysctl`, in which `IFNAME` still stands for the interface.
+pub(crate) fn sysctls(config: &NetworkConfig) -> Result<BTreeMap<String, String>, CniError> {
+    let field = config.field("sysctl");
+    if field.value().is_none() {
+        return Ok(BTreeMap::new());
+    }
+    checked(&field, &Allowlist::read(Path::new(ALLOWLIST))?)
+}
+
+fn checked(sysctls: &Field<'_>, allowed: &Allowlist) -> Result<BTreeMap<String, String>, CniError> {
+    if sysctls.object()?.is_some_and(|object| object.len() > MOST) {
+        return Err(sysctls.invalid(format!("more than {MOST} entries")));
+    }
+    let mut found = BTreeMap::new();
+    for (key, value) in sysctls.object()?.into_iter().flatten() {
+        let value = Field::new(format!("{}.{key}", sysctls.path()), Some(value));
+        allowed.check(key).map_err(|text| value.invalid(text))?;
+        if !is_of_the_network(key) {
+            return Err(value.invalid("invalid net sysctl key: only those under net/ belong to a sandbox"));
+        }
+        found.insert(key.clone(), value.string()?.unwrap_or_default().to_owned());
+    }
+    Ok(found)
+}
+
+/// The same for one interface.
+pub(crate) fn for_interface(sysctls: &BTreeMap<String, String>, ifname: &str) -> BTreeMap<String, String> {
+    let named = |key: &String| key.replace("IFNAME", &escaped(key, ifname));
+    sysctls.iter().map(|(key, value)| (named(key), value.clone())).collect()
+}
+
+/// Sets them in a sandbox, with which they go.
+pub(crate) fn set_in(netns: &Netns, sysctls: &BTreeMap<String, String>) -> kernel::Result<()> {
+    if sysctls.is_empty() {
+        return Ok(());
+    }
+    let _inside = netns.enter()?;
+    sysctls.iter().try_for_each(|(key, value)| sysctl::set(key, value))
+}
+
+/// Which of them have another value in a sandbox.
+pub(crate) fn differences_in(netns: &Netns, sysctls: &BTreeMap<String, String>) -> kernel::Result<Vec<String>> {
+    if sysctls.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (_inside, mut differences) = (netns.enter()?, Vec::new());
+    for (key, value) in sysctls {
+        match sysctl::get(key) {
+            Ok(found) if found.split_whitespace().eq(value.split_whitespace()) => {}
+            Ok(found) => differences.push(format!("sysctl {key} is {found:?}, not {value:?}")),
+            Err(error) => differences.push(error.to_string()),
+        }
+    }
+    Ok(differences)
 }
 
 /// The interface's name as a part of `key`: where dots separate, a dot in a name is written as a slash (sysctl(8)).

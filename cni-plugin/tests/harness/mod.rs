@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 pub struct Failure {
     pub code: u64,
     pub msg: String,
+    pub details: String,
 }
 
 /// One attachment.
@@ -71,12 +72,20 @@ impl Node {
         self.dir.path().join("networks")
     }
 
+    pub fn attachments(&self) -> PathBuf {
+        self.dir.path().join("attachments")
+    }
+
+    pub fn host_ports(&self) -> PathBuf {
+        self.dir.path().join("host-ports")
+    }
+
     /// The reference's dialect, bridge br7, with one address of each of `subnets`.
     pub fn bridge(&self, version: &str, subnets: &[&str]) -> Value {
         let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
         json!({
             "cniVersion": version, "name": "net", "type": "bridge", "bridge": "br7", "isDefaultGateway": true,
-            "mtu": 1400, "hairpinMode": true,
+            "mtu": 1400, "hairpinMode": true, "attachmentsDir": self.attachments(),
             "ipam": {"type": "host-local", "dataDir": self.networks(), "ranges": ranges},
         })
     }
@@ -85,7 +94,7 @@ impl Node {
     pub fn native(&self, version: &str) -> Value {
         json!({
             "cniVersion": version, "name": "net", "type": "flannel-rs", "subnetFile": self.subnet_file(),
-            "dataDir": self.networks(),
+            "dataDir": self.networks(), "attachmentsDir": self.attachments(), "hostPortsDir": self.host_ports(),
         })
     }
 
@@ -128,7 +137,11 @@ impl Node {
             return Ok(if output.stdout.is_empty() { Value::Null } else { answer() });
         }
         let error = answer();
-        Err(Failure { code: error["code"].as_u64().unwrap(), msg: error["msg"].as_str().unwrap().to_owned() })
+        Err(Failure {
+            code: error["code"].as_u64().unwrap(),
+            msg: error["msg"].as_str().unwrap().to_owned(),
+            details: error["details"].as_str().unwrap_or_default().to_owned(),
+        })
     }
 
     pub fn add(&self, attachment: Attachment<'_>, config: &Value) -> Result<Value, Failure> {
@@ -190,6 +203,8 @@ impl Node {
         assert_eq!(self.veths(), BTreeSet::new(), "{context}: links");
         assert_eq!(self.neighbours(), [""; 0], "{context}: neighbours");
         assert_eq!(self.reservations(), BTreeSet::new(), "{context}: addresses");
+        let records: Vec<_> = std::fs::read_dir(self.attachments()).into_iter().flatten().flatten().collect();
+        assert!(records.is_empty(), "{context}: {records:?}");
         let draft = self.networks().join(".index/net/reservation");
         assert!(!draft.exists(), "{context}: {}", draft.display());
     }

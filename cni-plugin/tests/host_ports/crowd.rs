@@ -3,7 +3,7 @@
 use crate::faults::calls;
 use crate::harness::eth0;
 use crate::world::{Pod, Stack, World, mapping};
-use cni_plugin::host_ports::Restorer;
+use cni_plugin::restore::Restorer;
 use kernel::netns::Netns;
 use kernel::nft::Nft;
 use serde_json::{Value, json};

@@ -2,7 +2,8 @@
 
 use crate::harness::{eth0, with_environment};
 use crate::world::{NODE, Pod, Stack, World, ask_tcp, mapping};
-use cni_plugin::host_ports::{Restorer, TABLE};
+use cni_plugin::host_ports::TABLE;
+use cni_plugin::restore::Restorer;
 use kernel::netns::Netns;
 use kernel::nft::Nft;
 use serde_json::{Value, json};

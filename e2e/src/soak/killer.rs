@@ -169,6 +169,19 @@ fn name(number: libc::c_long) -> String {
         (libc::SYS_write, "write"),
         (libc::SYS_munmap, "munmap"),
     ];
-    let known = KNOWN.iter().find(|(known, _)| *known == number);
+    #[cfg(target_arch = "x86_64")]
+    const OLD: [(libc::c_long, &str); 7] = [
+        (libc::SYS_mkdir, "mkdir"),
+        (libc::SYS_poll, "poll"),
+        (libc::SYS_readlink, "readlink"),
+        (libc::SYS_rename, "rename"),
+        (libc::SYS_rmdir, "rmdir"),
+        (libc::SYS_symlink, "symlink"),
+        (libc::SYS_unlink, "unlink"),
+    ];
+    // Younger architectures never had them.
+    #[cfg(not(target_arch = "x86_64"))]
+    const OLD: [(libc::c_long, &str); 0] = [];
+    let known = KNOWN.iter().chain(&OLD).find(|(known, _)| *known == number);
     known.map_or_else(|| format!("system call {number}"), |(_, name)| (*name).to_owned())
 }

@@ -63,7 +63,7 @@ fn a_flushed_ruleset_is_noticed() {
     bench.runtime.check(&network, &pod.attachment).unwrap();
     oracle::nft(bench.node(), "flush ruleset").unwrap();
     let error = bench.runtime.check(&network, &pod.attachment).unwrap_err();
-    assert!(error.to_string().contains("10.88.0.2 is not masqueraded"), "{error}");
+    assert!(error.to_string().contains("pods4 of nft table inet cni-masquerade-net1 lacks 10.88.0.2"), "{error}");
     let later = bench.attach(&network, "box2");
     assert_eq!(bench.seen(later.sandbox.network(), OUTSIDE.parse().unwrap()), "192.0.2.1");
     for pod in [pod, later] {

@@ -3,7 +3,7 @@
 use super::attribute::{Attributes, attributes};
 use super::bridge::{IFLA_BRPORT_ISOLATED, IFLA_BRPORT_MODE};
 use super::ipip::IpipAttributes;
-use super::socket::{Message, NLM_F_DUMP};
+use super::socket::{Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use super::tun;
 use super::vxlan::VxlanAttributes;
 use super::{Netlink, refused};
@@ -140,6 +140,18 @@ impl Netlink {
             },
             Err(error) if error.errno == Errno::ENODEV => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the kernel can make devices of this kind; it may load a module to find out.
+    pub fn supports(&mut self, kind: &str) -> Result<bool> {
+        // Under a name that no device can have: the kernel gets as far as asking the kind.
+        let impossible = Body { attributes: Attributes::new().text(libc::IFLA_IFNAME, "/"), ..Body::default() };
+        let create = impossible.of_kind(kind, Attributes::new()).message(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL);
+        match self.request(create, || format!("looking for devices of the kind {kind}")) {
+            Err(error) if error.errno == Errno::EOPNOTSUPP => Ok(false),
+            Err(error) if error.errno == Errno::EINVAL => Ok(true),
+            other => other.map(|()| true),
         }
     }
 

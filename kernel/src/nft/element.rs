@@ -1,6 +1,7 @@
 //! Set elements as the kernel stores them.
 
 use super::{Element, Field, Protocol, Set, Value};
+use crate::Mac;
 use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -70,6 +71,7 @@ impl Field {
             Field::Ipv6Address => 8,
             Field::Protocol => 12,
             Field::Port => 13,
+            Field::SourceMac => 9,
             Field::InputDevice | Field::OutputDevice => 41,
         }
     }
@@ -79,6 +81,7 @@ impl Field {
         match self {
             Field::Ipv4Address => 4,
             Field::Ipv6Address | Field::InputDevice | Field::OutputDevice => 16,
+            Field::SourceMac => 6,
             Field::Protocol => 1,
             Field::Port => 2,
         }
@@ -114,6 +117,7 @@ fn values(fields: &[Field], values: &[Value]) -> Result<Vec<u8>, String> {
             (Field::Protocol, Value::Protocol(protocol)) => bytes.push(*protocol as u8),
             (Field::Port, Value::Port(port)) => bytes.extend(port.to_be_bytes()),
             (Field::InputDevice | Field::OutputDevice, Value::Device(name)) => bytes.extend(name),
+            (Field::SourceMac, Value::Mac(mac)) => bytes.extend(mac.0),
             _ => return Err(format!("{value:?} does not fit the field {field:?}")),
         }
         if fields.len() > 1 {
@@ -141,6 +145,7 @@ fn decoded(fields: &[Field], mut bytes: &[u8]) -> Option<Vec<Value>> {
             Field::Ipv6Address => IpAddr::from(<[u8; 16]>::try_from(value).ok()?).into(),
             Field::Port => Value::Port(u16::from_be_bytes(value.try_into().ok()?)),
             Field::InputDevice | Field::OutputDevice => Value::Device(value.try_into().ok()?),
+            Field::SourceMac => Value::Mac(Mac(value.try_into().ok()?)),
             Field::Protocol => Value::Protocol(Protocol::numbered(*value.first()?)?),
         });
     }

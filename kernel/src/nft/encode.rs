@@ -2,7 +2,7 @@
 
 use super::element::{self, Encoded};
 use super::expression::expressions;
-use super::{Chain, Element, Family, Hook, HookKind, HookPoint, Policy, Rule, Set, Table};
+use super::{Chain, Element, Family, Field, Hook, HookKind, HookPoint, Policy, Rule, Set, Table};
 use crate::netlink::attribute::Attributes;
 use crate::netlink::socket::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use crate::{Error, Result};
@@ -32,6 +32,9 @@ pub(super) const GET_GENERATION: u16 = 16;
 pub(super) const SET_INTERVAL: u32 = 4;
 pub(super) const SET_MAP: u32 = 8;
 pub(super) const ELEMENT_END: u32 = 1;
+
+/// NFTNL_UDATA_SET_KEYBYTEORDER, its length, and nft's BYTEORDER_HOST_ENDIAN (libnftnl/udata.h, nft's datatype.h).
+const KEY_IN_HOST_ORDER: [u8; 6] = if cfg!(target_endian = "little") { [0, 4, 1, 0, 0, 0] } else { [0, 4, 0, 0, 0, 1] };
 
 /// An attribute holds less than 64 KiB; a list of elements is cut into lists of about this many bytes.
 const ELEMENTS_BYTES: usize = 32 << 10;
@@ -232,7 +235,11 @@ fn set_step(table: &Table, name: &str, set: &Set, index: usize) -> Result<Step> 
         content = content.number(6, element::datatype(&set.data)).number(7, size(element::length(&set.data)));
     }
     // The number is only for references inside the transaction; ours are by name, but the kernel insists on one.
-    let content = content.number(10, size(index + 1));
+    content = content.number(10, size(index + 1));
+    if matches!(set.key[..], [Field::InputDevice | Field::OutputDevice]) {
+        // For `nft list`, which takes the number for one in network byte order, and shows no name at all.
+        content = content.bytes(13, &KEY_IN_HOST_ORDER);
+    }
     Ok(step(subject, NEW_SET, NLM_F_CREATE, content))
 }
 

@@ -9,6 +9,7 @@ const VERDICT: u32 = 0;
 /// NFT_REG32_00, the first register of 32 bits.
 const REGISTER: u32 = 8;
 
+const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const META_MARK: u32 = 3;
@@ -102,7 +103,7 @@ impl<'a> Program<'a> {
             Match::Family(family) => {
                 let number = match family {
                     Family::Ip | Family::Ip6 => family.number(),
-                    Family::Inet => return Err("no packet is of the family inet".into()),
+                    Family::Inet | Family::Bridge => return Err(format!("no packet is of the family {family}")),
                 };
                 self.load_meta(META_NFPROTO, REGISTER);
                 self.compare(Equal, &[number]);
@@ -233,7 +234,10 @@ impl<'a> Program<'a> {
             match field {
                 Field::Ipv4Address => self.guard(Family::Ip)?,
                 Field::Ipv6Address => self.guard(Family::Ip6)?,
-                Field::Protocol | Field::Port | Field::InputDevice | Field::OutputDevice => {}
+                Field::SourceMac if self.table.family != Family::Bridge => {
+                    return Err("only frames on bridges are sure to have a hardware address".into());
+                }
+                Field::SourceMac | Field::Protocol | Field::Port | Field::InputDevice | Field::OutputDevice => {}
             }
         }
         let mut register = REGISTER;
@@ -245,6 +249,8 @@ impl<'a> Program<'a> {
                 Field::Ipv6Address => self.load_payload(NETWORK_HEADER, if source { 8 } else { 24 }, 16, register),
                 Field::Port => self.load_payload(TRANSPORT_HEADER, if source { 0 } else { 2 }, 2, register),
                 Field::Protocol => self.load_meta(META_L4PROTO, register),
+                // IEEE 802.3: behind the destination's address.
+                Field::SourceMac => self.load_payload(LINK_HEADER, 6, 6, register),
                 Field::InputDevice => self.load_meta(META_IIFNAME, register),
                 Field::OutputDevice => self.load_meta(META_OIFNAME, register),
             }
@@ -300,6 +306,7 @@ impl Family {
             Family::Ip => 2,
             Family::Ip6 => 10,
             Family::Inet => 1,
+            Family::Bridge => 7,
         }
     }
 }
@@ -321,6 +328,7 @@ impl ConntrackState {
 fn registers(field: Field) -> u32 {
     match field {
         Field::Ipv6Address | Field::InputDevice | Field::OutputDevice => 4,
+        Field::SourceMac => 2,
         Field::Ipv4Address | Field::Protocol | Field::Port => 1,
     }
 }

@@ -1,6 +1,7 @@
 //! Sets and maps: the part of a table that changes often.
 
 use super::Protocol;
+use crate::Mac;
 use ipnetwork::IpNetwork;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -48,6 +49,8 @@ pub enum Field {
     Protocol,
     /// inet_service
     Port,
+    /// ether_addr: the hardware address that the frame says it is from; for tables of [`Family::Bridge`](super::Family)
+    SourceMac,
     /// ifname: the device that the packet came in by
     InputDevice,
     /// ifname: the device that the packet goes out by
@@ -63,6 +66,8 @@ pub enum Value {
     Protocol(Protocol),
     /// a transport port
     Port(u16),
+    /// a hardware address
+    Mac(Mac),
     /// the name of a device, with zeros up to IFNAMSIZ; see [`Value::device`]
     Device([u8; 16]),
 }

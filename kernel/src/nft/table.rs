@@ -14,6 +14,8 @@ pub enum Family {
     Ip6,
     /// both
     Inet,
+    /// what bridges of this host pass on, before it is of any family; devices are the bridges' ports
+    Bridge,
 }
 
 /// A table of our own: everything in it is ours, and it is replaced as a whole.
@@ -156,7 +158,7 @@ pub enum Match {
     DestinationPort(Protocol, u16),
     /// the destination is an address of this host (fib lookup)
     DestinationLocal,
-    /// the packet is of this family; for inet tables ([`Family::Inet`] itself is no such family)
+    /// the packet is of this family; for inet tables (only IPv4 and IPv6 are such families)
     Family(Family),
 }
 

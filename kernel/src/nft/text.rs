@@ -165,6 +165,7 @@ impl Display for Value {
             Value::Address(network) => write!(f, "{}", prefix(*network)),
             Value::Protocol(protocol) => write!(f, "{protocol}"),
             Value::Port(port) => write!(f, "{port}"),
+            Value::Mac(mac) => write!(f, "{mac}"),
             Value::Device(name) => write!(f, "\"{}\"", String::from_utf8_lossy(name).trim_end_matches('\0')),
         }
     }
@@ -183,6 +184,7 @@ impl Family {
             Family::Ip => "ip",
             Family::Ip6 => "ip6",
             Family::Inet => "inet",
+            Family::Bridge => "bridge",
         }
     }
 }
@@ -194,6 +196,7 @@ impl Field {
             Field::Ipv6Address => "ipv6_addr",
             Field::Protocol => "inet_proto",
             Field::Port => "inet_service",
+            Field::SourceMac => "ether_addr",
             Field::InputDevice | Field::OutputDevice => "ifname",
         }
     }
@@ -221,6 +224,7 @@ fn selectors(address: &str, port: &str, key: &[Field]) -> String {
         Field::Ipv6Address => format!("ip6 {address}"),
         Field::Protocol => "meta l4proto".into(),
         Field::Port => format!("th {port}"),
+        Field::SourceMac => "ether saddr".into(),
         Field::InputDevice => "iifname".into(),
         Field::OutputDevice => "oifname".into(),
     };

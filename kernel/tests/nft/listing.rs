@@ -20,6 +20,7 @@ fn list(namespace: &kernel::netns::Netns, table: &Table) -> String {
         Family::Ip => "ip",
         Family::Ip6 => "ip6",
         Family::Inet => "inet",
+        Family::Bridge => "bridge",
     };
     nft(namespace, &["list", "table", family, &table.name], "")
 }
@@ -61,6 +62,11 @@ fn masquerade_of_ipv6_is_what_nft_would_program() {
 #[test]
 fn host_ports_are_what_nft_would_program() {
     agrees("host_ports", &sample::host_ports());
+}
+
+#[test]
+fn a_guard_of_bridge_ports_is_what_nft_would_program() {
+    agrees("bridge_ports", &sample::bridge_ports());
 }
 
 #[test]

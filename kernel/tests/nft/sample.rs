@@ -57,6 +57,27 @@ pub(crate) fn masquerade_ipv6() -> Table {
     masquerade(Family::Ip6, "fd00:10:244::/48", "fd00:10:244:3::/64", "ff00::/8")
 }
 
+/// Ports of bridges, each with the one address that it may send from.
+pub(crate) fn bridge_ports() -> Table {
+    let port = Value::device("veth0").unwrap();
+    let mac = Value::Mac(kernel::Mac([2, 0, 0, 0, 0, 1]));
+    let set = |key: &[Field], element| Set::map(key, [], BTreeSet::from([Element::entry(element, [])]));
+    let spoofed = [Match::SourceIn("guarded".into()), Match::SourceNotIn("own".into())];
+    Table {
+        family: Family::Bridge,
+        name: "guard".into(),
+        sets: BTreeMap::from([
+            ("guarded".into(), set(&[Field::InputDevice], vec![port])),
+            ("own".into(), set(&[Field::InputDevice, Field::SourceMac], vec![port, mac])),
+        ]),
+        chains: vec![Chain {
+            name: "prerouting".into(),
+            hook: Some(Hook::new(HookKind::Filter, HookPoint::Prerouting, -300)),
+            rules: vec![rule(spoofed, Action::Drop, "not its address")],
+        }],
+    }
+}
+
 /// Ports of the host that lead to pods, as maps.
 pub(crate) fn host_ports() -> Table {
     let port = |protocol, port: u16| vec![Value::Protocol(protocol), Value::Port(port)];
