@@ -3,7 +3,7 @@
 use crate::catalogue::Role;
 use crate::delegate::Delegate;
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Sandbox};
-use ipam::host_local::{self, HostLocal};
+use ipam::host_local::{self, HostLocal, Undertaker};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -37,11 +37,17 @@ impl Allocation {
         })
     }
 
-    /// The attachment's addresses, routes and name resolution.
-    pub(crate) fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
+    /// The attachment's addresses, routes and name resolution. Where only the dead can make room, `undertaker` sees to what
+    /// is left of them.
+    pub(crate) fn add(
+        &self,
+        sandbox: &Sandbox,
+        config: &NetworkConfig,
+        undertaker: Undertaker<'_>,
+    ) -> Result<AddResult, CniError> {
         match self {
             Allocation::None => Ok(AddResult::default()),
-            Allocation::HostLocal(ipam) => host_local::add(ipam, &config.name, &sandbox.id),
+            Allocation::HostLocal(ipam) => host_local::add(ipam, &config.name, sandbox, undertaker),
             Allocation::Delegated(delegate) => {
                 let result = delegate.plugin().add(sandbox, config)?;
                 if result.ips.is_empty() {

@@ -37,6 +37,12 @@ pub enum IpamError {
         ranges: String,
         /// where the reservations are
         directory: PathBuf,
+        /// how many of them belong to attachments that are alive
+        alive: usize,
+        /// how many belong to attachments of which nothing is known
+        unknown: usize,
+        /// why not more is known, if there is a reason
+        obstacle: Option<String>,
     },
     /// the attachment holds an address of the range set already
     Duplicate {
@@ -92,12 +98,21 @@ impl fmt::Display for IpamError {
                 }
                 write!(f, ", still after {} s: try again, or see what that process hangs on", waited.as_secs())
             }
-            IpamError::Exhausted { ranges, directory } => write!(
-                f,
-                "no IP addresses available in range set: {ranges} (every one has a file in {}; if pods they name are \
-                 gone, delete those files or let the runtime run GC)",
-                directory.display()
-            ),
+            IpamError::Exhausted { ranges, directory, alive, unknown, obstacle } => {
+                write!(
+                    f,
+                    "no IP addresses available in range set: {ranges} ({alive} belong to pods that are alive, {unknown} to \
+                     pods of which nothing is known",
+                )?;
+                if let Some(obstacle) = obstacle {
+                    write!(f, " because of {obstacle}")?;
+                }
+                write!(
+                    f,
+                    "; if those are gone, delete their files in {} or let the runtime run GC)",
+                    directory.display()
+                )
+            }
             // Both texts are upstream's: people search logs for them.
             IpamError::Duplicate { address, container_id } => {
                 write!(f, "{address} has been allocated to {container_id}, duplicate allocation is not allowed")

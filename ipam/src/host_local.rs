@@ -8,9 +8,9 @@ mod resolv_conf;
 pub(crate) use resolv_conf::parse as parse_resolv_conf;
 
 use crate::error::IpamError;
-use crate::ledger::{Ledger, Place};
+use crate::ledger::{Census, Dead, Ledger, Life, Place};
 use crate::range::RangeSet;
-use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, IpAssignment, Route};
+use cni_spec::{AddResult, AttachmentId, CniError, Code, Dns, IpAssignment, Route, Sandbox};
 use ipnetwork::IpNetwork;
 pub use plugin::Plugin;
 use std::collections::BTreeSet;
@@ -35,21 +35,46 @@ pub struct HostLocal {
     pub data_dir: PathBuf,
 }
 
-/// Reserves one address of each range set for `id`: all or none. The result has `ips` without interface, `routes`, `dns`.
+/// Removes what is left on the node of an attachment that is proven dead and had these addresses, before they are given to
+/// somebody else.
+pub type Undertaker<'a> = &'a dyn Fn(&AttachmentId, &[IpAddr]) -> Result<(), CniError>;
+
+/// Reserves one address of each range set for `sandbox`: all or none. The result has `ips` without interface, `routes`,
+/// `dns`. Where an address is wanted that an attachment has which is proven dead, `undertaker` sees to what is left of that,
+/// and its addresses are free.
 ///
 /// # Errors
-/// `Ipam` (101) if a set is exhausted, `id` has an address of a set already, or a requested address cannot be given;
-/// `Io` for the disk; `TryAgain` if the lock is not free within 10 s; `InvalidConfig` for an unusable network name or id.
-pub fn add(ipam: &HostLocal, network: &str, id: &AttachmentId) -> Result<AddResult, CniError> {
+/// `Ipam` (101) if a set is exhausted, the attachment has an address of a set already, or a requested address cannot be
+/// given; `Io` for the disk; `TryAgain` if the lock is not free within 10 s; `InvalidConfig` for an unusable network name or
+/// id.
+pub fn add(
+    ipam: &HostLocal,
+    network: &str,
+    sandbox: &Sandbox,
+    undertaker: Undertaker<'_>,
+) -> Result<AddResult, CniError> {
+    let life = Life::of(&sandbox.netns);
     let mut ledger = Ledger::open(&Place::new(&ipam.data_dir, network)?)?;
-    let reserved = choose(ipam, &mut ledger, id).and_then(|chosen| reserve(&mut ledger, id, chosen));
+    let reserved = choose(ipam, &mut ledger, &sandbox.id, undertaker)
+        .and_then(|chosen| reserve(&mut ledger, &sandbox.id, chosen, life.as_ref()));
     ledger.close();
     Ok(AddResult { ips: reserved?, routes: ipam.routes.clone(), dns: ipam.dns.clone(), ..AddResult::default() })
 }
 
 /// Decides about all sets before anything is reserved.
-fn choose(ipam: &HostLocal, ledger: &mut Ledger, id: &AttachmentId) -> Result<Vec<IpAssignment>, CniError> {
-    let held = ledger.held_by(id)?;
+fn choose(
+    ipam: &HostLocal,
+    ledger: &mut Ledger,
+    id: &AttachmentId,
+    undertaker: Undertaker<'_>,
+) -> Result<Vec<IpAssignment>, CniError> {
+    let mut held = ledger.held_by(id)?;
+    if !held.is_empty() {
+        // A container that is started again under its name, whose former life ended without DEL.
+        let census = ledger.census(|ip| held.contains(&ip))?;
+        bury(ledger, &census.dead, undertaker);
+        held = ledger.held_by(id)?;
+    }
     let mut asked = ipam.requested.clone();
     let mut chosen = Vec::new();
     for (index, set) in ipam.sets.iter().enumerate() {
@@ -58,8 +83,8 @@ fn choose(ipam: &HostLocal, ledger: &mut Ledger, id: &AttachmentId) -> Result<Ve
         }
         let wanted = asked.iter().copied().find(|ip| set.range_of(*ip).is_some());
         let address = match wanted {
-            Some(address) => granted(ledger, set, address),
-            None => free(ledger, set, index),
+            Some(address) => granted(ledger, set, address, undertaker),
+            None => free(ledger, set, index, undertaker),
         };
         let address = address.map_err(|error| {
             let error = CniError::from(error);
@@ -89,27 +114,79 @@ fn choose(ipam: &HostLocal, ledger: &mut Ledger, id: &AttachmentId) -> Result<Ve
 }
 
 /// The address that was asked for, if it can be had.
-fn granted(ledger: &mut Ledger, set: &RangeSet, address: IpAddr) -> Result<IpAddr, IpamError> {
+fn granted(
+    ledger: &mut Ledger,
+    set: &RangeSet,
+    address: IpAddr,
+    undertaker: Undertaker<'_>,
+) -> Result<IpAddr, IpamError> {
     let refused = |reason: String| Err(IpamError::Refused { address, reason });
     if let Some(purpose) = set.range_of(address).and_then(|range| range.reserved_for(address)) {
         return refused(format!("is the {purpose} of its subnet"));
     }
-    match ledger.holder_of(address)? {
-        None => Ok(address),
-        Some(whom) => refused(format!("is not available in range set {set}: it belongs to {whom}")),
+    if ledger.is_taken(address)? {
+        let census = ledger.census(|ip| ip == address)?;
+        bury(ledger, &census.dead, undertaker);
+        if ledger.is_taken(address)? {
+            let whom = ledger.holder_of(address)?.unwrap_or_else(|| "somebody whom its file does not name".into());
+            return refused(format!("is not available in range set {set}: it belongs to {whom}"));
+        }
+    }
+    Ok(address)
+}
+
+/// The next address, for which dead attachments make room if there is no other.
+fn free(ledger: &mut Ledger, set: &RangeSet, index: usize, undertaker: Undertaker<'_>) -> Result<IpAddr, IpamError> {
+    if let Some(address) = ledger.next(set, index)? {
+        return Ok(address);
+    }
+    let census = ledger.census(|ip| set.range_of(ip).is_some())?;
+    bury(ledger, &census.dead, undertaker);
+    ledger.next(set, index)?.ok_or_else(|| exhausted(ledger, set, census))
+}
+
+fn exhausted(ledger: &Ledger, set: &RangeSet, census: Census) -> IpamError {
+    let Census { alive, unknown, obstacle, .. } = census;
+    IpamError::Exhausted { ranges: set.to_string(), directory: ledger.directory().to_owned(), alive, unknown, obstacle }
+}
+
+/// Frees the addresses of the dead, and says so on standard error, which runtimes keep.
+fn bury(ledger: &mut Ledger, dead: &[Dead], undertaker: Undertaker<'_>) {
+    for dead in dead {
+        let id = dead.holder.as_ref().and_then(|holder| {
+            Some(AttachmentId { container_id: holder.container_id.clone(), ifname: holder.ifname.clone()? })
+        });
+        let buried = id
+            .map_or(Ok(()), |id| undertaker(&id, &dead.addresses))
+            .and_then(|()| ledger.bury(dead).map_err(CniError::from));
+        let addresses: Vec<String> = dead.addresses.iter().map(IpAddr::to_string).collect();
+        let addresses = addresses.join(", ");
+        let holder = dead.holder.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
+        let place = ledger.directory().display();
+        match buried {
+            Ok(()) => tell(&format!("{place}: {addresses} of {holder} is free again: {}", dead.proof)),
+            Err(error) => tell(&format!("{place}: {addresses} of {holder} cannot be freed: {}", error.msg)),
+        }
     }
 }
 
-fn free(ledger: &mut Ledger, set: &RangeSet, index: usize) -> Result<IpAddr, IpamError> {
-    ledger
-        .next(set, index)?
-        .ok_or_else(|| IpamError::Exhausted { ranges: set.to_string(), directory: ledger.directory().to_owned() })
+/// Writes a line to standard error. Nobody need listen there, which eprintln! would panic about.
+fn tell(line: &str) {
+    #[cfg(test)]
+    eprintln!("{line}");
+    #[cfg(not(test))]
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
 }
 
-fn reserve(ledger: &mut Ledger, id: &AttachmentId, chosen: Vec<IpAssignment>) -> Result<Vec<IpAssignment>, CniError> {
+fn reserve(
+    ledger: &mut Ledger,
+    id: &AttachmentId,
+    chosen: Vec<IpAssignment>,
+    life: Option<&Life>,
+) -> Result<Vec<IpAssignment>, CniError> {
     for (index, assignment) in chosen.iter().enumerate() {
         let address = assignment.address.ip();
-        let error = match ledger.reserve(id, address, index) {
+        let error = match ledger.reserve(id, address, index, life) {
             Ok(true) => continue,
             Ok(false) => IpamError::Refused { address, reason: "was taken by somebody who ignores the lock".into() },
             Err(error) => error,
@@ -231,30 +308,45 @@ pub fn addresses_of_others(data_dir: &Path, network: &str, valid: &[AttachmentId
     with(data_dir, network, |ledger| others(ledger, valid)).map(Option::unwrap_or_default)
 }
 
-/// Releases what anybody but `valid` holds in `network`.
+/// Releases what anybody but `valid` holds in `network`, and what nobody can be said to hold.
 ///
 /// # Errors
 /// As for [`del`]; one address that cannot be released does not keep the others.
 pub fn gc(data_dir: &Path, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
     with(data_dir, network, |ledger| {
         let others = others(ledger, valid)?;
-        release_all(ledger, &others)
+        let released = release_all(ledger, &others);
+        let nobodys = |(ip, holder): (&IpAddr, &Option<_>)| holder.is_none().then_some(*ip);
+        let nobodys: BTreeSet<IpAddr> = ledger.reservations()?.iter().filter_map(nobodys).collect();
+        let census = ledger.census(|ip| nobodys.contains(&ip))?;
+        bury(ledger, &census.dead, &|_, _| Ok(()));
+        released
     })
     .map(Option::unwrap_or_default)
 }
 
-/// Whether [`add`] would find an address in every range set now.
+/// Whether [`add`] would find an address in every range set now, one of a dead attachment included.
 ///
 /// # Errors
 /// `NotAvailable` (50) with the reason.
 pub fn status(ipam: &HostLocal, network: &str) -> Result<(), CniError> {
-    let look = || -> Result<(), IpamError> {
-        let mut ledger = Ledger::open(&Place::new(&ipam.data_dir, network)?)?;
-        let found = ipam.sets.iter().enumerate().try_for_each(|(index, set)| free(&mut ledger, set, index).map(drop));
-        ledger.close();
-        found
+    let look = |ledger: &mut Ledger| {
+        ipam.sets.iter().enumerate().try_for_each(|(index, set)| {
+            if ledger.next(set, index)?.is_some() {
+                return Ok(());
+            }
+            let census = ledger.census(|ip| set.range_of(ip).is_some())?;
+            if census.dead.is_empty() { Err(exhausted(ledger, set, census)) } else { Ok(()) }
+        })
     };
-    look().map_err(|error| CniError::new(Code::NotAvailable, error.to_string()))
+    Place::new(&ipam.data_dir, network)
+        .and_then(|place| Ledger::open(&place))
+        .and_then(|mut ledger| {
+            let found = look(&mut ledger);
+            ledger.close();
+            found
+        })
+        .map_err(|error| CniError::new(Code::NotAvailable, error.to_string()))
 }
 
 /// Does something with the ledger of `network`, if it has one.

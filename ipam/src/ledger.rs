@@ -8,7 +8,7 @@
 //! | `.../<address>` 0600 | `<container id>\r\n<ifname>`, no newline at the end | shared |
 //! | `.../last_reserved_ip.<i>` | where round robin goes on in range set i: a hint | shared |
 //! | `<dataDir>/.index/<network>/` 0700 | what follows; may be deleted at any time | ours |
-//! | `.../owners/<hash>` | symbolic link, hash of (container id, ifname) -> addresses | ours |
+//! | `.../owners/<hash>` | symbolic link, hash of (container id, ifname) -> addresses, boot, network namespace | ours |
 //! | `.../stamp` | its time of modification says for which state of the directory `owners` holds | ours |
 //! | `.../released` | addresses released within the last 60 s | ours |
 //! | `.../reservation` | a reservation about to be linked to its name | ours |
@@ -20,8 +20,11 @@
 //! Nothing is synced to the platter: an attachment does not outlive the boot, a crash of a process does not lose what it
 //! wrote into the page cache, and after a power failure an empty file is what we must cope with anyway.
 
+mod census;
 mod disk;
+mod life;
 pub mod lock;
+mod machine;
 mod owners;
 mod released;
 mod reservation;
@@ -32,9 +35,10 @@ use crate::address::from_canonical_text;
 use crate::error::IpamError;
 use crate::pool;
 use crate::range::RangeSet;
+pub use census::{Census, Dead, Proof};
 use cni_spec::AttachmentId;
+pub use life::Life;
 use lock::Lock;
-use nix::time::{ClockId, clock_gettime};
 use owners::Owners;
 use released::Released;
 use reservation::Content;
@@ -89,7 +93,7 @@ impl Place {
             directory: data_dir.join(network),
             side: data_dir.join(".index").join(network),
             patience: PATIENCE,
-            clock: since_boot,
+            clock: machine::since_boot,
         })
     }
 
@@ -100,11 +104,6 @@ impl Place {
     fn last_reserved(&self, set: usize) -> PathBuf {
         self.directory.join(format!("last_reserved_ip.{set}"))
     }
-}
-
-/// Time since boot. It never jumps, unlike the wall clock; what an earlier boot recorded appears to lie in the future.
-fn since_boot() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 /// A network's reservations, locked until [`Ledger::close`] (or until dropped, after a failure).
@@ -193,15 +192,17 @@ impl Ledger {
         Ok(Some(found))
     }
 
-    /// Every reservation with its holder; none for what cannot be read and so must not be touched.
+    /// Every reservation with its holder; none where that cannot be read.
     ///
     /// # Errors
     /// `Disk`.
     pub fn reservations(&mut self) -> Result<&BTreeMap<IpAddr, Option<Holder>>, IpamError> {
-        if self.reservations.is_none() {
-            self.scan()?;
-        }
+        self.read_all()?;
         Ok(self.reservations.get_or_insert_default())
+    }
+
+    fn read_all(&mut self) -> Result<(), IpamError> {
+        if self.reservations.is_some() { Ok(()) } else { self.scan() }
     }
 
     /// The address that `set`, the `index`-th range set, hands out next. None: all are reserved.
@@ -214,16 +215,10 @@ impl Ledger {
             .flatten()
             .and_then(|text| String::from_utf8(text).ok()?.trim().parse::<IpAddr>().ok());
         let released = Released::load(&self.place.side, (self.place.clock)());
-        let chosen = pool::choose(set, last, |ip| self.is_taken(ip), |ip| released.when(ip))?;
-        if chosen.is_some() || self.reservations.is_some() {
-            return Ok(chosen);
-        }
-        // Full, going by names. Reading them all frees those that belong to nobody.
-        self.scan()?;
         pool::choose(set, last, |ip| self.is_taken(ip), |ip| released.when(ip))
     }
 
-    /// To whom `ip` is given already, in words; none if it is free.
+    /// To whom `ip` is given already, in words; none if nobody has it.
     ///
     /// # Errors
     /// `Disk`.
@@ -235,7 +230,11 @@ impl Ledger {
         })
     }
 
-    fn is_taken(&mut self, ip: IpAddr) -> Result<bool, IpamError> {
+    /// Whether there is a reservation of `ip`, even one that names nobody: see [`Ledger::census`].
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub fn is_taken(&mut self, ip: IpAddr) -> Result<bool, IpamError> {
         if let Some(reservations) = &self.reservations {
             return Ok(reservations.contains_key(&ip));
         }
@@ -244,7 +243,7 @@ impl Ledger {
         }
         if self.probes < PROBES {
             self.probes += 1;
-            return disk::is_occupied(&self.file_of(ip));
+            return disk::exists(&self.file_of(ip));
         }
         let names = self.list()?;
         let taken = names.contains(&ip);
@@ -252,22 +251,22 @@ impl Ledger {
         Ok(taken)
     }
 
-    /// Records that `id` has `ip` from the `set`-th range set. False: it is somebody's already.
+    /// Records that `id` has `ip` from the `set`-th range set, and what its `life` hangs on. False: it is taken already.
     ///
     /// # Errors
     /// `Disk`, with nothing reserved; `Name` for an id that cannot be recorded.
-    pub fn reserve(&mut self, id: &AttachmentId, ip: IpAddr, set: usize) -> Result<bool, IpamError> {
+    pub fn reserve(
+        &mut self,
+        id: &AttachmentId,
+        ip: IpAddr,
+        set: usize,
+        life: Option<&Life>,
+    ) -> Result<bool, IpamError> {
         let holder = Holder::of(id)?;
-        let file = self.file_of(ip);
         let draft = self.place.draft();
-        disk::create(&draft, holder.text().as_bytes(), 0o600)?;
-        let placed = match disk::link(&draft, &file) {
-            Err(IpamError::Disk { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {
-                reservation::read(&file).and_then(|content| match content.is_nobodys() {
-                    true => disk::rename(&draft, &file).map(|()| true),
-                    false => Ok(false),
-                })
-            }
+        let written = disk::create(&draft, holder.text().as_bytes(), 0o600)?;
+        let placed = match disk::link(&draft, &self.file_of(ip)) {
+            Err(IpamError::Disk { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(false),
             linked => linked.map(|()| true),
         };
         // Whatever came of it. If it fails, the next operation repairs it.
@@ -275,7 +274,7 @@ impl Ledger {
         let placed = placed?;
         if placed {
             disk::overwrite(&self.place.last_reserved(set), ip.to_string().as_bytes(), 0o600).ok();
-            self.owners.add(&holder, ip);
+            self.owners.add(&holder, ip, written, life);
             if let Some(reservations) = &mut self.reservations {
                 reservations.insert(ip, Some(holder));
             }
@@ -304,8 +303,9 @@ impl Ledger {
             None => reservation::read(&file)?.holder(),
         };
         disk::remove(&file)?;
-        if let Some(holder) = holder {
-            self.owners.remove(&holder, ip);
+        match holder {
+            Some(holder) => self.owners.remove(&holder, ip),
+            None => self.owners.directory_changed(),
         }
         if let Some(reservations) = &mut self.reservations {
             reservations.remove(&ip);
@@ -332,7 +332,7 @@ impl Ledger {
         disk::names(&self.place.directory, from_canonical_text)
     }
 
-    /// Reads the whole directory, deletes what belongs to nobody, and makes the index anew if it is not to be believed.
+    /// Reads the whole directory, and makes the index anew if it is not to be believed.
     fn scan(&mut self) -> Result<(), IpamError> {
         #[cfg(test)]
         {
@@ -340,16 +340,9 @@ impl Ledger {
         }
         let mut reservations = BTreeMap::new();
         for ip in self.list()? {
-            let file = self.file_of(ip);
-            match reservation::read(&file) {
-                Ok(content) if content.is_nobodys() => match disk::remove(&file) {
-                    Ok(_) => self.owners.directory_changed(),
-                    Err(_) => drop(reservations.insert(ip, None)),
-                },
-                Ok(content) => drop(reservations.insert(ip, content.holder())),
-                // One unreadable file is no reason to refuse service: its address is taken, and that is all we know.
-                Err(_) => drop(reservations.insert(ip, None)),
-            }
+            // One unreadable file is no reason to refuse service: its address is taken, and that is all we know.
+            let holder = reservation::read(&self.file_of(ip)).ok().and_then(Content::holder);
+            reservations.insert(ip, holder);
         }
         if !self.owners.is_current() {
             self.owners.rebuild(&reservations);

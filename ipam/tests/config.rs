@@ -1,7 +1,7 @@
 //! Configurations of `host-local`, good, wrong and hostile.
 #![allow(clippy::unwrap_used, missing_docs)] // a broken set-up must fail the test at once
 
-use cni_spec::{Arguments, AttachmentId, CniError, Code, NetworkConfig};
+use cni_spec::{Arguments, AttachmentId, CniError, Code, NetworkConfig, Sandbox};
 use ipam::host_local::{self, DEFAULT_DATA_DIR, HostLocal};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -115,7 +115,8 @@ fn gives_what_was_asked_for_or_says_why_not() {
             "runtimeConfig": {"ips": ips},
         }));
         let id = AttachmentId { container_id: pod.into(), ifname: "eth0".into() };
-        let result = host_local::add(&ipam.unwrap(), "cbr0", &id)?;
+        let sandbox = Sandbox { id, netns: "/no/such/namespace".into(), args: Arguments::new(), path: Vec::new() };
+        let result = host_local::add(&ipam.unwrap(), "cbr0", &sandbox, &|_, _| Ok(()))?;
         Ok::<_, CniError>(result.ips.iter().map(|ip| ip.address.to_string()).collect::<Vec<_>>().join(" "))
     };
     assert_eq!(add("a", &["10.1.0.77", "fd00::beef"]).unwrap(), "10.1.0.77/24 fd00::beef/64");

@@ -117,7 +117,9 @@ fn threads_of_one_process_get_different_addresses() {
     let given: BTreeSet<_> = std::thread::scope(|scope| {
         let add = |pod: usize| {
             let id = cni_spec::AttachmentId { container_id: format!("pod{pod}"), ifname: "eth0".into() };
-            ipam::host_local::add(&ipam, "cbr0", &id).unwrap().ips[0].address
+            let (netns, args) = ("/proc/self/ns/net".into(), cni_spec::Arguments::new());
+            let sandbox = cni_spec::Sandbox { id, netns, args, path: Vec::new() };
+            ipam::host_local::add(&ipam, "cbr0", &sandbox, &|_, _| Ok(())).unwrap().ips[0].address
         };
         let threads: Vec<_> = (0..64).map(|pod| scope.spawn(move || add(pod))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()

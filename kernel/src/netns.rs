@@ -1,7 +1,9 @@
 //! Network namespaces: entered by guard or by thread, never by global state.
 
+mod living;
 mod sandbox;
 
+pub use living::for_each_living;
 pub use sandbox::{die_with_parent, enter_user_namespace, isolate_mounts};
 
 use crate::{Error, Result};
@@ -96,6 +98,12 @@ impl Netns {
             Err(Errno::ENOPROTOOPT) => Ok(format!("inode-{}", Netns::current()?.id.1)),
             Err(errno) => Err(Error::new(operation, errno)),
         }
+    }
+
+    /// The [name](Netns::current_name) of this namespace.
+    pub fn name(&self) -> Result<String> {
+        let _inside = self.enter()?;
+        Netns::current_name()
     }
 
     /// A second handle on the same namespace.

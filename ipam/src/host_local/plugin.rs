@@ -11,7 +11,8 @@ pub struct Plugin;
 impl cni_spec::Plugin for Plugin {
     fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
         let ipam = HostLocal::parse(config, &sandbox.args)?;
-        super::add(&ipam, &config.name, &sandbox.id)
+        // Whoever wires the pods sees to what is left of them.
+        super::add(&ipam, &config.name, sandbox, &|_, _| Ok(()))
     }
 
     /// Needs to know the directory only: a pool that has been reconfigured in the meantime keeps nobody from leaving.

@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> IpamError + use<'a> {
     move |source| IpamError::Disk { action, path: path.to_owned(), source }
@@ -31,11 +32,6 @@ pub(super) fn exists(path: &Path) -> Result<bool, IpamError> {
     kind(path).map(|metadata| metadata.is_some())
 }
 
-/// Whether a reservation file may be there: an empty file never is one.
-pub(super) fn is_occupied(path: &Path) -> Result<bool, IpamError> {
-    Ok(kind(path)?.is_some_and(|metadata| !metadata.is_file() || metadata.len() > 0))
-}
-
 /// At most `limit` + 1 bytes: a reader sees by the length that there is more.
 pub(super) fn read(path: &Path, limit: usize) -> Result<Option<Vec<u8>>, IpamError> {
     let read = |file: File| {
@@ -52,11 +48,11 @@ pub(super) fn read_link(path: &Path) -> Result<Option<PathBuf>, IpamError> {
     unless_absent(fs::read_link(path)).map_err(failed("reading", path))
 }
 
-/// What `select` makes of the names in a directory.
+/// What `select` makes of the names in a directory, which need not exist.
 pub(super) fn names<T: Ord>(directory: &Path, select: impl Fn(&str) -> Option<T>) -> Result<BTreeSet<T>, IpamError> {
     let list = || -> io::Result<BTreeSet<T>> {
         let mut found = BTreeSet::new();
-        for entry in fs::read_dir(directory)? {
+        for entry in unless_absent(fs::read_dir(directory))?.into_iter().flatten() {
             found.extend(entry?.file_name().to_str().and_then(&select));
         }
         Ok(found)
@@ -68,8 +64,9 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), IpamError> {
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("creating directory", path))
 }
 
-/// Makes a file that must not exist yet. If it cannot be written completely it is removed again.
-pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamError> {
+/// Makes a file that must not exist yet, and tells its time of modification if the file system keeps one. If it cannot be
+/// written completely it is removed again.
+pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<Option<SystemTime>, IpamError> {
     step();
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed("creating", path))?;
@@ -77,7 +74,8 @@ pub(super) fn create(path: &Path, content: &[u8], mode: u32) -> Result<(), IpamE
     file.write_all(content).map_err(|source| {
         fs::remove_file(path).ok();
         failed("writing", path)(source)
-    })
+    })?;
+    Ok(file.metadata().and_then(|metadata| metadata.modified()).ok())
 }
 
 /// Replaces the content in place, not atomically. Truncating the file first would give its block away and take another; ext4
@@ -116,11 +114,6 @@ pub(super) fn link(from: &Path, to: &Path) -> Result<(), IpamError> {
 pub(super) fn point(link: &Path, target: &str) -> Result<(), IpamError> {
     step();
     symlink(target, link).map_err(failed("creating", link))
-}
-
-pub(super) fn rename(from: &Path, to: &Path) -> Result<(), IpamError> {
-    step();
-    fs::rename(from, to).map_err(failed("replacing", to))
 }
 
 /// True if there was something to remove.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const RECORD: usize = 24;
 
-/// Most records that count; the oldest rest less where more is released in [`REST`] (68 a second).
+/// Most records that count; the oldest rest less where more is released in [`REST`](super::REST) (68 a second).
 const CAPACITY: usize = 4096;
 
 /// The addresses that rest now.
@@ -60,7 +60,7 @@ pub(super) fn note(side: &Path, ip: IpAddr, now: Duration) -> Result<(), IpamErr
     let limit = 2 * CAPACITY * RECORD;
     if size % RECORD as u64 != 0 || size + RECORD as u64 > limit as u64 {
         let log = disk::read(&path, limit)?.unwrap_or_default();
-        let mut kept: Vec<_> = live(&log, now).take(CAPACITY / 2).collect();
+        let mut kept: Vec<_> = live(&log, now).collect();
         kept.reverse();
         let kept: Vec<u8> = kept.iter().flat_map(|(ip, when)| record(*ip, *when)).collect();
         disk::overwrite(&path, &kept, 0o600)?;

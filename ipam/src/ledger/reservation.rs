@@ -42,6 +42,14 @@ impl Holder {
         self.container_id == id.container_id && self.ifname.as_ref().is_none_or(|ifname| *ifname == id.ifname)
     }
 
+    /// Whether a device whose alias is `mark` is this attachment's: a mark ends in `:<container id>/<ifname>`.
+    pub(super) fn is_marked(&self, mark: &str) -> bool {
+        let named = mark.rsplit_once(':').and_then(|(_, attachment)| attachment.split_once('/'));
+        named.is_some_and(|(container_id, ifname)| {
+            self.container_id == container_id && self.ifname.as_ref().is_none_or(|own| own == ifname)
+        })
+    }
+
     pub(crate) fn text(&self) -> String {
         match &self.ifname {
             Some(ifname) => format!("{}{SEPARATOR}{ifname}", self.container_id),
@@ -76,10 +84,6 @@ impl Content {
             Content::Of(holder) => Some(holder),
             Content::Absent | Content::Foreign | Content::Nobodys => None,
         }
-    }
-
-    pub(super) fn is_nobodys(&self) -> bool {
-        *self == Content::Nobodys
     }
 }
 

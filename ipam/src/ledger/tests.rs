@@ -1,12 +1,14 @@
 //! The ledger on a real file system: crashes between any two changes, foreign hands, rest, effort, full disks.
 
 pub(super) mod crash;
+mod death;
 mod trouble;
+pub(super) mod world;
 
 use super::*;
 use crate::host_local::{self, HostLocal};
 use crate::range::Range;
-use cni_spec::Dns;
+use cni_spec::{AddResult, CniError, Dns, Sandbox};
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -22,8 +24,9 @@ fn id(container_id: impl ToString) -> AttachmentId {
     AttachmentId { container_id: container_id.to_string(), ifname: "eth0".into() }
 }
 
-/// 13 addresses of each family.
+/// 13 addresses of each family, on a machine on which nobody is alive.
 fn pool(data_dir: &Path) -> HostLocal {
+    world::live(|_| ());
     HostLocal {
         sets: vec![
             set("10.1.0.0/28"),
@@ -37,8 +40,17 @@ fn pool(data_dir: &Path) -> HostLocal {
     }
 }
 
+/// A sandbox of which nothing is known but whose it is.
+fn sandbox(container_id: impl ToString) -> Sandbox {
+    Sandbox { id: id(container_id), netns: "/no/such/namespace".into(), args: BTreeMap::new(), path: Vec::new() }
+}
+
+fn try_add(ipam: &HostLocal, container_id: impl ToString) -> Result<AddResult, CniError> {
+    host_local::add(ipam, NETWORK, &sandbox(container_id), &|_, _| Ok(()))
+}
+
 fn add(ipam: &HostLocal, container_id: impl ToString) -> Vec<IpAddr> {
-    host_local::add(ipam, NETWORK, &id(container_id)).unwrap().ips.iter().map(|ip| ip.address.ip()).collect()
+    try_add(ipam, container_id).unwrap().ips.iter().map(|ip| ip.address.ip()).collect()
 }
 
 fn del(ipam: &HostLocal, container_id: impl ToString) {
@@ -101,7 +113,7 @@ fn notices_foreign_changes_at_once() {
 }
 
 #[test]
-fn what_is_nobodys_is_given_again() {
+fn what_is_nobodys_is_given_when_nothing_else_is_left() {
     let directory = tempdir().unwrap();
     let ipam = pool(directory.path());
     add(&ipam, "c1");
@@ -118,8 +130,8 @@ fn what_is_nobodys_is_given_again() {
     fs::create_dir(directory.path().join(NETWORK).join("10.1.0.9")).unwrap();
     symlink("/etc/passwd", directory.path().join(NETWORK).join("10.1.0.10")).unwrap();
     let given: Vec<String> = (0..10).map(|pod| add(&ipam, pod)[0].to_string()).collect();
-    assert_eq!(given, [3, 4, 5, 6, 7, 8, 11, 12, 13, 14].map(|last| format!("10.1.0.{last}")));
-    let error = host_local::add(&ipam, NETWORK, &id("x")).unwrap_err().to_string();
+    assert_eq!(given, [11, 12, 13, 14, 3, 4, 5, 6, 7, 8].map(|last| format!("10.1.0.{last}")));
+    let error = try_add(&ipam, "x").unwrap_err().to_string();
     assert!(error.contains("no IP addresses available in range set: 10.1.0.1-10.1.0.14"), "{error}");
     assert_eq!(host_local::status(&ipam, NETWORK).unwrap_err().code, cni_spec::Code::NotAvailable);
     assert_eq!(fs::read(directory.path().join(NETWORK).join("notes.txt")).unwrap(), b"precious");
@@ -137,7 +149,7 @@ fn a_reservation_without_interface_is_every_interfaces() {
     add(&ipam, "c1");
     foreign(&directory, "10.1.0.5", "old");
     add(&ipam, "c2");
-    let error = host_local::add(&ipam, NETWORK, &id("old")).unwrap_err().to_string();
+    let error = try_add(&ipam, "old").unwrap_err().to_string();
     assert!(error.contains("10.1.0.5 has been allocated to old, duplicate allocation is not allowed"), "{error}");
     host_local::gc(&ipam.data_dir, NETWORK, &[id("old")]).unwrap();
     assert_eq!(files(&directory).len(), 1);
@@ -164,7 +176,7 @@ fn effort_does_not_grow_with_the_pool() {
         let mut ledger = Ledger::open(&place).unwrap();
         assert!(ledger.held_by(&id("new")).unwrap().is_empty());
         let ip = ledger.next(&ranges, 0).unwrap().unwrap();
-        assert!(ledger.reserve(&id("new"), ip, 0).unwrap());
+        assert!(ledger.reserve(&id("new"), ip, 0, Life::of(Path::new("/proc/self/ns/net")).as_ref()).unwrap());
         assert_eq!((ledger.scans, ledger.probes, ledger.names.is_some()), (0, 1, false), "add {round}");
         ledger.close();
         let mut ledger = Ledger::open(&place).unwrap();
@@ -191,7 +203,7 @@ fn released_addresses_rest() {
         let mut ledger = Ledger::open(&place).unwrap();
         let ip = ledger.next(&ranges, 0).unwrap();
         if let Some(ip) = ip {
-            assert!(ledger.reserve(&id(container_id), ip, 0).unwrap());
+            assert!(ledger.reserve(&id(container_id), ip, 0, None).unwrap());
         }
         ledger.close();
         ip.map(|ip| ip.to_string())

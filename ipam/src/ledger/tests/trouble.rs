@@ -36,7 +36,7 @@ fn nothing_is_lost_on_a_full_or_read_only_disk() {
         let mut given = BTreeMap::new();
         let error = loop {
             let pod = given.len();
-            match host_local::add(&ipam, NETWORK, &id(pod)) {
+            match try_add(&ipam, pod) {
                 Ok(result) => given.insert(pod, result.ips.iter().map(|ip| ip.address.ip()).collect::<Vec<_>>()),
                 Err(error) => break error,
             };
@@ -65,10 +65,10 @@ fn nothing_is_lost_on_a_full_or_read_only_disk() {
 }
 
 /// A seeded sequence (xorshift64): the same hostile input in every run.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -140,7 +140,8 @@ fn hostile_files_do_no_harm() {
             }
             1 => host_local::gc(directory.path(), NETWORK, &[pod]).unwrap(),
             _ => {
-                if let Ok(result) = host_local::add(&ipam, NETWORK, &pod) {
+                if let Ok(result) = host_local::add(&ipam, NETWORK, &Sandbox { id: pod, ..sandbox("") }, &|_, _| Ok(()))
+                {
                     added += 1;
                     for ip in result.ips.iter().map(|ip| ip.address.ip()) {
                         assert_eq!(before.get(&ip), None, "round {round}: {ip} was somebody's");
