@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tempfile::tempdir;
 
 const OURS: &str = env!("CARGO_BIN_EXE_host-local");
@@ -195,4 +195,24 @@ fn check_status_and_gc() {
     assert!(run(OURS, "GC", "", &gc).0);
     assert!(reservations(directory.path()).is_empty());
     assert!(run(OURS, "STATUS", "", &config).0);
+}
+
+/// The node has rebooted, and all its pods start at once: whoever comes first makes room for all.
+#[test]
+fn a_crowd_inherits_from_the_dead() {
+    let directory = tempdir().unwrap();
+    // Whatever is in use anywhere on this machine is not free: a subnet of our own.
+    let process = std::process::id();
+    let subnet = format!("10.{}.{}", 64 + process / 256 % 64, process % 256);
+    let config = config(directory.path(), &format!("{subnet}.0/24"));
+    fs::create_dir(directory.path().join("cbr0")).unwrap();
+    for last in 2..255 {
+        let file = fs::File::create(directory.path().join(format!("cbr0/{subnet}.{last}"))).unwrap();
+        (&file).write_all(format!("dead{last}\r\neth0").as_bytes()).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000)).unwrap();
+    }
+    let crowd: Vec<Child> = (0..200).map(|pod| start(OURS, "ADD", &format!("pod{pod}"), &config)).collect();
+    let given: BTreeSet<String> = crowd.into_iter().map(finish).map(address).collect();
+    assert_eq!(given.len(), 200);
+    assert_eq!(reservations(directory.path()).len(), 200);
 }

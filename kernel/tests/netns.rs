@@ -1,5 +1,6 @@
 //! Network namespaces on the real kernel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must fail")]
+#![allow(clippy::disallowed_methods, reason = "a process is what keeps a namespace alive")]
 
 use kernel::netns::Netns;
 use kernel::sysctl;
@@ -74,4 +75,54 @@ fn sysctls_are_those_of_the_namespace() {
     let error = sysctl::set("net.ipv4.conf.nowhere0.forwarding", "1").unwrap_err();
     assert_eq!(error.errno, Errno::ENOENT);
     assert!(error.to_string().contains("net.ipv4.conf.nowhere0.forwarding"), "{error}");
+}
+
+/// By a descriptor, by a mount, by a process: whatever keeps a namespace alive is seen, and nothing is seen of one that is
+/// gone.
+#[test]
+fn the_living_are_found_whatever_they_live_by() {
+    let lives = |name: &str| {
+        let mut names = Vec::new();
+        let collect = &mut |netns: &Netns| netns.name().map(|name| names.push(name));
+        kernel::netns::for_each_living(collect).unwrap();
+        let found = names.iter().filter(|found| *found == name).count();
+        assert!(found <= 1, "{name} was visited {found} times");
+        found == 1
+    };
+    // Somebody else who looks around has it open for a moment.
+    let ends = |name: &str| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while lives(name) {
+            assert!(std::time::Instant::now() < deadline, "{name} does not end");
+        }
+    };
+    let path = std::env::temp_dir().join(format!("netns living {}", std::process::id()));
+    let namespace = fresh();
+    let name = namespace.name().unwrap();
+    assert!(lives(&name), "by a descriptor");
+    namespace.pin(&path).unwrap();
+    let guard = namespace.enter().unwrap();
+    let mut process = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    drop(guard);
+    drop(namespace);
+    let mounted_and_inhabited = lives(&name);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let mounted = lives(&name);
+    Netns::unpin(&path).unwrap();
+    assert!(mounted_and_inhabited && mounted);
+    ends(&name);
+    assert!(lives(&Netns::current().unwrap().name().unwrap()), "our own");
+
+    let namespace = fresh();
+    let name = namespace.name().unwrap();
+    let guard = namespace.enter().unwrap();
+    let mut process = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    drop(guard);
+    drop(namespace);
+    let inhabited = lives(&name);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(inhabited, "by a process");
+    ends(&name);
 }

@@ -98,7 +98,7 @@ impl Search<'_> {
             let mut words = line.split(' ').skip(3);
             let Some((inode, place)) = words.next().and_then(inode_in).zip(words.next()) else { continue };
             if !self.visited.contains(&inode) {
-                let path = process.join("root").join(place.trim_start_matches('/'));
+                let path = process.join("root").join(unescape(place).trim_start_matches('/'));
                 let looked = self.look_at(&path, inode);
                 if !self.visited.contains(&inode) {
                     // It may be mounted elsewhere as well, where it can be opened.
@@ -156,6 +156,12 @@ fn numbered(directory: &Path) -> io::Result<Vec<PathBuf>> {
 /// The number in `net:[4026531840]`.
 fn inode_in(text: &str) -> Option<u64> {
     text.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// A path of the list of mounts, in which spaces, tabs, newlines and backslashes stand as three octal digits.
+fn unescape(text: &str) -> String {
+    let codes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    codes.iter().fold(text.to_owned(), |text, (code, meant)| text.replace(code, meant))
 }
 
 fn table_of(thread: &Path) -> Option<u64> {
