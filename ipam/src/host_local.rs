@@ -318,8 +318,10 @@ pub fn gc(data_dir: &Path, network: &str, valid: &[AttachmentId]) -> Result<(), 
         let released = release_all(ledger, &others);
         let nobodys = |(ip, holder): (&IpAddr, &Option<_>)| holder.is_none().then_some(*ip);
         let nobodys: BTreeSet<IpAddr> = ledger.reservations()?.iter().filter_map(nobodys).collect();
-        let census = ledger.census(|ip| nobodys.contains(&ip))?;
-        bury(ledger, &census.dead, &|_, _| Ok(()));
+        if !nobodys.is_empty() {
+            let census = ledger.census(|ip| nobodys.contains(&ip))?;
+            bury(ledger, &census.dead, &|_, _| Ok(()));
+        }
         released
     })
     .map(Option::unwrap_or_default)
