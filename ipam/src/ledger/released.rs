@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const RECORD: usize = 24;
 
-/// Most records that count; the oldest rest less where more is released in [`REST`](super::REST) (68 a second).
+/// Most records that count; the oldest rest less where more is released in [`REST`] (68 a second).
 const CAPACITY: usize = 4096;
 
 /// The addresses that rest now.

@@ -82,7 +82,7 @@ fn an_attachment_dies_with_its_namespace_and_not_before() {
     let moved = Netns::open(&path).unwrap();
     let name = moved.name().unwrap();
     drop(pods.pop());
-    world::live(|survey| drop(survey.namespaces.insert(name.clone())));
+    world::live(|survey| survey.namespaces.insert(name.clone()));
     full("13");
     // Nobody has it, but its veth is there.
     world::live(|survey| {
@@ -137,9 +137,9 @@ fn what_the_reference_wrote_before_the_boot_is_free_unless_it_shows_life() {
         world::live(|survey| {
             *survey = Default::default();
             match sign {
-                0 => drop(survey.addresses.insert("fd00::5".parse().unwrap())),
-                1 => drop(survey.neighbours.insert("10.1.0.5".parse().unwrap())),
-                _ => drop(survey.marks.insert(format!("cni-plugin:{NETWORK}:go5/eth0"))),
+                0 => survey.addresses.insert("fd00::5".parse().unwrap()),
+                1 => survey.neighbours.insert("10.1.0.5".parse().unwrap()),
+                _ => survey.marks.insert(format!("cni-plugin:{NETWORK}:go5/eth0")),
             }
         });
         refused(1, 12);
@@ -211,7 +211,7 @@ fn whoever_asks_for_an_address_gets_it_from_the_dead_but_not_from_the_living() {
     // A file that names nobody is no reservation, but its address may be in use.
     foreign(&directory, "10.1.0.7", "");
     ipam.requested = BTreeSet::from(["10.1.0.7".parse().unwrap()]);
-    world::live(|survey| drop(survey.addresses.insert("10.1.0.7".parse().unwrap())));
+    world::live(|survey| survey.addresses.insert("10.1.0.7".parse().unwrap()));
     assert!(try_add(&ipam, "other").unwrap_err().to_string().contains("10.1.0.7"));
     world::live(|survey| survey.addresses.clear());
     assert_eq!(add(&ipam, "other")[0].to_string(), "10.1.0.7");
@@ -225,7 +225,7 @@ fn gc_frees_what_names_nobody_and_leaves_the_rest_to_the_runtime() {
     add(&ipam, "stays");
     foreign(&directory, "10.1.0.7", "");
     foreign(&directory, "10.1.0.8", "trunc\r\n");
-    world::live(|survey| drop(survey.addresses.insert("10.1.0.8".parse().unwrap())));
+    world::live(|survey| survey.addresses.insert("10.1.0.8".parse().unwrap()));
     world::boot("the second");
     host_local::gc(&ipam.data_dir, NETWORK, &[id("stays")]).unwrap();
     let left: Vec<String> = files(&directory).keys().map(IpAddr::to_string).collect();

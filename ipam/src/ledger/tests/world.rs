@@ -27,6 +27,6 @@ pub(super) fn boot(id: &str) {
 }
 
 /// From here on whoever looks finds what `change` makes of what was alive before (at first: nobody).
-pub(super) fn live(change: impl FnOnce(&mut Survey)) {
+pub(super) fn live<T>(change: impl FnOnce(&mut Survey) -> T) {
     WORLD.with_borrow_mut(|world| change(world.survey.get_or_insert_default()));
 }
