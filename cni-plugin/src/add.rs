@@ -25,8 +25,8 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
     let netns = open_sandbox(sandbox)?;
     let (ports, attachments) = (config::host_ports(dialect, config)?, Attachments::of(config)?);
     let allocated = parsed.ipam.add(sandbox, config, &|id, addresses| {
-        let (bridge, ports) = (parsed.bridge.as_deref(), ports.as_ref());
-        Remains { id, network: &config.name, netns: None, bridge, addresses, ports }.remove()
+        let (bridge, ports, attachments) = (parsed.bridge.as_deref(), ports.as_ref(), &attachments);
+        Remains { id, network: &config.name, netns: None, bridge, addresses, ports, attachments }.remove()
     })?;
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
     let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
