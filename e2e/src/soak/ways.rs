@@ -9,7 +9,7 @@ use std::path::Path;
 /// One conflist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
-    /// `flannel-rs`: everything in one call, with host ports and bandwidth limits
+    /// `flannel-rs`: everything in one call: host ports, bandwidth limits, masquerade, sysctls
     Native,
     /// `bridge`, masqueraded
     Masquerade,
@@ -69,7 +69,7 @@ impl Way {
              FLANNEL_IPV6_SUBNET=fd00:7{number}::1/{six}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
         );
         fs::write(&env, lines)?;
-        let [networks, ports] = ["networks", "host-ports"].map(|name| directory.join(name));
+        let [networks, ports, attachments] = ["networks", "host-ports", "attachments"].map(|name| directory.join(name));
         let subnets = [format!("10.7{number}.0.0/{four}"), format!("fd00:7{number}::/{six}")];
         let ipam = json!({
             "type": "host-local", "dataDir": networks, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
@@ -79,23 +79,26 @@ impl Way {
         let plugins = match self {
             Way::Native => json!([{
                 "type": "flannel-rs", "bridge": bridge, "subnetFile": env, "dataDir": networks, "hostPortsDir": ports,
+                "attachmentsDir": attachments, "ipMasq": true, "sysctl": {"net.core.somaxconn": "200"},
                 "capabilities": {"portMappings": true, "bandwidth": true},
             }]),
             Way::Masquerade => json!([
-                {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": ipam},
+                {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": ipam,
+                 "attachmentsDir": attachments},
             ]),
             Way::Chain => json!([
-                {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "ipam": ipam},
+                {"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "ipam": ipam,
+                 "attachmentsDir": attachments},
                 portmap,
                 {"type": "bandwidth", "capabilities": {"bandwidth": true}},
                 {"type": "tuning", "dataDir": directory.join("tuning"), "mtu": 1400, "promisc": true,
                  "sysctl": {"net.core.somaxconn": "200"}},
-                {"type": "firewall", "ingressPolicy": "same-bridge"},
+                {"type": "firewall", "ingressPolicy": "same-bridge", "attachmentsDir": attachments},
             ]),
-            Way::PointToPoint => json!([{"type": "ptp", "ipMasq": true, "ipam": ipam}]),
+            Way::PointToPoint => json!([{"type": "ptp", "ipMasq": true, "ipam": ipam, "attachmentsDir": attachments}]),
             Way::Flannel => json!([
                 {"type": "flannel", "subnetFile": env, "dataDir": directory.join("flannel"),
-                 "delegate": {"bridge": bridge, "hairpinMode": true, "isDefaultGateway": true},
+                 "delegate": {"bridge": bridge, "hairpinMode": true, "isDefaultGateway": true, "attachmentsDir": attachments},
                  "ipam": {"dataDir": networks}},
                 portmap,
             ]),
