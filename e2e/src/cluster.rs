@@ -20,6 +20,8 @@ pub enum Backend {
     HostGw,
     /// through the daemons, in UDP
     Udp,
+    /// encrypted
+    WireGuard,
 }
 
 /// Where leases are kept.
@@ -39,7 +41,8 @@ impl FromStr for Backend {
             "vxlan" => Ok(Backend::Vxlan),
             "host-gw" => Ok(Backend::HostGw),
             "udp" => Ok(Backend::Udp),
-            _ => Err(format!("unknown backend {text:?}: vxlan, host-gw or udp")),
+            "wireguard" => Ok(Backend::WireGuard),
+            _ => Err(format!("unknown backend {text:?}: vxlan, host-gw, udp or wireguard")),
         }
     }
 }
@@ -50,6 +53,7 @@ impl fmt::Display for Backend {
             Backend::Vxlan => "vxlan",
             Backend::HostGw => "host-gw",
             Backend::Udp => "udp",
+            Backend::WireGuard => "wireguard",
         })
     }
 }
@@ -134,6 +138,7 @@ impl Settings {
             Backend::Vxlan => json!({"Type": "vxlan", "VNI": 1}),
             Backend::HostGw => json!({"Type": "host-gw"}),
             Backend::Udp => json!({"Type": "udp"}),
+            Backend::WireGuard => json!({"Type": "wireguard"}),
         };
         config
     }
@@ -213,6 +218,11 @@ impl Cluster {
     pub fn connect(&mut self, name: &str) -> Result<Host> {
         self.hosts = self.hosts.checked_add(1).filter(|hosts| *hosts < 200).ok_or("the fabric is full")?;
         self.fabric.connect(name, 10 + self.hosts)
+    }
+
+    /// The wires between the nodes.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
     }
 
     /// All pods of all nodes.

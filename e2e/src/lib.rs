@@ -27,6 +27,7 @@ pub mod stream;
 pub mod supervise;
 pub mod table;
 pub mod tools;
+pub mod wiretap;
 pub mod workdir;
 
 /// An error as text for people: the harness never branches on one.

@@ -74,6 +74,7 @@ impl Node {
         let daemon = Program::new("flanneld-rs", tools::flanneld()?)
             .args(["--node-name", &self.host.name, "--iface", UPLINK])
             .args(["--subnet-file", &file("run/subnet.env"), "--state-dir", &file("state")])
+            .args(["--wireguard-key-file", &file("wireguard.key")])
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)
             .network(&self.host.network)

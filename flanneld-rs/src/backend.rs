@@ -6,6 +6,7 @@ mod host_gw;
 mod ipip;
 pub mod udp;
 mod vxlan;
+mod wireguard;
 
 use crate::extension::{Commands, Plan};
 use crate::family::{Family, PerFamily};
@@ -13,6 +14,7 @@ use crate::lease::{Announcement, Endpoint, Lease, LeaseTable, overlap};
 use crate::network_config::{self, NetworkConfig};
 use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
+use kernel::wireguard::PublicKey;
 use kernel::{Mac, Overlay, Scope};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ pub use host_gw::HostGw;
 pub use ipip::Ipip;
 pub use udp::Udp;
 pub use vxlan::Vxlan;
+pub use wireguard::WireGuard;
 
 /// A backend, ready for use.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub enum Backend {
     Alloc,
     /// commands of the administrator's
     Extension(Extension),
+    /// encrypted tunnels between all nodes
+    WireGuard(WireGuard),
 }
 
 /// What this process has to do itself for packets to reach the other nodes.
@@ -52,12 +57,23 @@ pub enum Work {
     Commands(Arc<Commands>, Plan),
 }
 
+/// What a node has from a former life, or has made for this one, and the backend needs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Means {
+    /// hardware addresses of tunnel devices that exist already: they are kept, since the other nodes know them
+    pub macs: PerFamily<Mac>,
+    /// WireGuard: the public key, and whether the kernel carries the packets
+    pub wireguard: Option<(PublicKey, bool)>,
+}
+
 impl Backend {
-    /// The backend that the network configuration names. `macs` are hardware addresses of tunnel devices that exist
-    /// already: they are kept, since the other nodes know them.
-    pub fn new(config: &NetworkConfig, macs: PerFamily<Mac>) -> Self {
-        match &config.backend {
-            network_config::Backend::Vxlan(vxlan) => Backend::Vxlan(Vxlan::new(vxlan.clone(), macs)),
+    /// The backend that the network configuration names.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn new(config: &NetworkConfig, means: Means) -> Result<Self, String> {
+        Ok(match &config.backend {
+            network_config::Backend::Vxlan(vxlan) => Backend::Vxlan(Vxlan::new(vxlan.clone(), means.macs)),
             network_config::Backend::HostGw => Backend::HostGw(HostGw),
             network_config::Backend::Ipip { direct_routing } => Backend::Ipip(Ipip::new(*direct_routing)),
             network_config::Backend::Udp { port } => Backend::Udp(Udp::new(*port)),
@@ -65,7 +81,11 @@ impl Backend {
             network_config::Backend::Extension(commands) => {
                 Backend::Extension(Extension { commands: commands.clone(), data: None })
             }
-        }
+            network_config::Backend::WireGuard(config) => {
+                let (public_key, in_kernel) = means.wireguard.ok_or("backend wireguard: this node has no key")?;
+                Backend::WireGuard(WireGuard::new(config.clone(), public_key, in_kernel))
+            }
+        })
     }
 
     /// What the other nodes must know of this one.
@@ -80,6 +100,7 @@ impl Backend {
                 let endpoints = families.iter().filter_map(address).map(endpoint).collect();
                 Announcement { backend_type: self.backend_type().into(), endpoints }
             }
+            Backend::WireGuard(wireguard) => wireguard.announcement(uplink, families),
         }
     }
 
@@ -93,6 +114,7 @@ impl Backend {
             Backend::Ipip(_) => Ipip::base(node.uplink, node.own),
             Backend::Udp(_) => Udp::base(node),
             Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => Overlay::default(),
+            Backend::WireGuard(wireguard) => wireguard.base(node),
         };
         self.add_peers(node, leases, Desired { overlay, ..Desired::default() })
     }
@@ -106,7 +128,7 @@ impl Backend {
         for lease in self.others(node, leases) {
             let mut parts = Vec::new();
             for peer in node.peers(self.backend_type(), lease) {
-                match peer.and_then(|peer| self.reach(node.uplink, lease, &peer)) {
+                match peer.and_then(|peer| self.reach(node, &peer)) {
                     Ok(part) => parts.push(part),
                     Err(reason) => desired.leave_out(lease, reason),
                 }
@@ -132,19 +154,22 @@ impl Backend {
                 let nodes = others.map(|lease| (lease, peers(lease).collect()));
                 Work::Commands(extension.commands.clone(), extension.plan(node, nodes))
             }
-            Backend::Vxlan(_) | Backend::HostGw(_) | Backend::Ipip(_) | Backend::Alloc => Work::None,
+            Backend::Vxlan(_) | Backend::HostGw(_) | Backend::Ipip(_) | Backend::WireGuard(_) | Backend::Alloc => {
+                Work::None
+            }
         }
     }
 
     /// What makes one family of a peer reachable, or why it cannot be.
-    fn reach(&self, uplink: &Uplink, lease: &Lease, peer: &Peer<'_>) -> Result<Overlay, String> {
+    fn reach(&self, node: &Node<'_>, peer: &Peer<'_>) -> Result<Overlay, String> {
         match self {
-            Backend::Vxlan(vxlan) => vxlan.reach(uplink, peer),
-            Backend::HostGw(host_gw) => host_gw.reach(uplink, peer),
-            Backend::Ipip(ipip) => Ok(ipip.reach(uplink, peer)),
-            Backend::Extension(_) => Extension::data(lease).map(|_| Overlay::default()),
+            Backend::Vxlan(vxlan) => vxlan.reach(node.uplink, peer),
+            Backend::HostGw(host_gw) => host_gw.reach(node.uplink, peer),
+            Backend::Ipip(ipip) => Ok(ipip.reach(node.uplink, peer)),
+            Backend::Extension(_) => Extension::data(peer.lease).map(|_| Overlay::default()),
             // There is one way to all of them, and it is in the base.
             Backend::Udp(_) | Backend::Alloc => Ok(Overlay::default()),
+            Backend::WireGuard(wireguard) => wireguard.reach(node, peer),
         }
     }
 
@@ -156,6 +181,7 @@ impl Backend {
             Backend::Extension(_) => extension::TYPE,
             // flannel has no name for them.
             Backend::Udp(_) | Backend::Alloc => "",
+            Backend::WireGuard(_) => wireguard::TYPE,
         }
     }
 
@@ -166,6 +192,7 @@ impl Backend {
             Backend::Ipip(_) => Ipip::mtu(uplink),
             Backend::Udp(_) => Udp::mtu(uplink, families),
             Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => uplink.mtu,
+            Backend::WireGuard(wireguard) => wireguard.mtu(uplink, families),
         }
     }
 
@@ -176,6 +203,7 @@ impl Backend {
             Backend::Ipip(_) => vec![(Family::V4, ipip::DEVICE.into())],
             Backend::Udp(_) => Family::ALL.map(|family| (family, Udp::device(family).into())).into(),
             Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => Vec::new(),
+            Backend::WireGuard(_) => WireGuard::devices(),
         }
     }
 
@@ -216,7 +244,7 @@ impl Node<'_> {
             let endpoint = endpoint.ok_or_else(|| format!("it announces no public {family} address"))?;
             match self.objection(family, subnet, endpoint.public_ip) {
                 Some(objection) => Err(objection),
-                None => Ok(Peer { family, subnet: *subnet, endpoint }),
+                None => Ok(Peer { lease, family, subnet: *subnet, endpoint }),
             }
         };
         shared.map(peer).collect()
@@ -245,6 +273,7 @@ impl Node<'_> {
 
 /// One family of another node's lease.
 struct Peer<'a> {
+    lease: &'a Lease,
     family: Family,
     subnet: IpNetwork,
     endpoint: &'a Endpoint,

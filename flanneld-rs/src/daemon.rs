@@ -1,6 +1,6 @@
 //! The daemon: puts the parts together, and waits for whatever wakes the next pass.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Means};
 use crate::extension::{self, CommandLine, Commands};
 use crate::family::PerFamily;
 use crate::files::Files;
@@ -9,12 +9,13 @@ use crate::health::{Condition, Health};
 use crate::keeper::Keeper;
 use crate::last_known::{self, LastKnown, Place};
 use crate::lease::{Announcement, Lease, LeaseTable};
-use crate::network_config::NetworkConfig;
+use crate::network_config::{self, NetworkConfig};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
 use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
 use crate::uplink::Choice;
+use crate::wireguard::{Identity, Tunnels};
 use cni_plugin::attachments::Attachments;
 use cni_plugin::host_ports::HostPorts;
 use ipam::subnet_env::SubnetEnv;
@@ -22,7 +23,9 @@ use ipnetwork::IpNetwork;
 use kernel::Mac;
 use kernel::netlink::Netlink;
 use kernel::watch::{Expected, Wake, Watch};
+use kernel::wireguard::WireGuard;
 use nix::errno::Errno;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -87,7 +90,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
         // After a reboot.
         previous = last.as_ref().map(|last| last.own.lease.subnets).unwrap_or_default();
     }
-    let mut backend = backend(&config).map_err(|error| error.to_string())?;
+    let (mut backend, tunnels) = backend(&config, options)?;
     if let Backend::Extension(extension) = &mut backend {
         if let Some(command) = &extension.commands.shutdown {
             // Nobody else fills it in.
@@ -97,6 +100,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
     }
     let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, plugins, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
+    reconciler.tunnels = tunnels;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
     let announcement = loop {
@@ -312,16 +316,34 @@ async fn first_command(commands: &Commands, health: &Health) -> Option<String> {
 }
 
 /// The backend, with the addresses of tunnel devices that a predecessor, ours or Go flannel, has left in use.
-fn backend(config: &NetworkConfig) -> kernel::Result<Backend> {
-    let mut netlink = Netlink::open()?;
-    let fresh = Backend::new(config, PerFamily::default());
+fn backend(config: &NetworkConfig, options: &Options) -> Result<(Backend, Option<Tunnels>), String> {
+    if matches!(config.backend, network_config::Backend::WireGuard(_)) {
+        return wireguard(config, options).map(|(backend, tunnels)| (backend, Some(tunnels)));
+    }
+    let mut netlink = Netlink::open().map_err(|error| error.to_string())?;
+    let fresh = Backend::new(config, Means::default())?;
     let mut macs = PerFamily::default();
     for (family, device) in fresh.devices() {
-        if let Some(mac) = netlink.link(&device)?.and_then(|link| link.mac) {
+        if let Some(mac) = netlink.link(&device).map_err(|error| error.to_string())?.and_then(|link| link.mac) {
             macs.set(family, mac);
         }
     }
-    Ok(if macs == PerFamily::<Mac>::default() { fresh } else { Backend::new(config, macs) })
+    if macs == PerFamily::<Mac>::default() {
+        return Ok((fresh, None));
+    }
+    Ok((Backend::new(config, Means { macs, ..Means::default() })?, None))
+}
+
+/// The WireGuard backend, with this node's key and with whoever carries the packets.
+fn wireguard(config: &NetworkConfig, options: &Options) -> Result<(Backend, Tunnels), String> {
+    let identity = Identity::of_node(options.wireguard_key_file.as_deref(), &options.state_dir)?;
+    let kernel = WireGuard::open().map_err(|error| error.to_string())?;
+    let carrier = if kernel.is_some() { "the kernel" } else { "this process (the kernel has no WireGuard)" };
+    tracing::info!("WireGuard by {carrier}, public key {}", identity.public_key);
+    let means = Means { wireguard: Some((identity.public_key, kernel.is_some())), ..Means::default() };
+    let backend = Backend::new(config, means)?;
+    let ports = if let Backend::WireGuard(wireguard) = &backend { wireguard.ports() } else { BTreeMap::new() };
+    Ok((backend, Tunnels::new(identity, ports, kernel)))
 }
 
 /// The subnets of this node's last life, if they were of this network.

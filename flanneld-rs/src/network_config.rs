@@ -1,5 +1,7 @@
 //! The cluster's network configuration: flannel's `net-conf.json`, parsed into values that are ready for use.
 
+mod wireguard;
+
 use crate::extension::{CommandLine, Commands};
 use crate::family::{Family, PerFamily};
 use crate::json::Object;
@@ -11,6 +13,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub use wireguard::{Mode, WireGuard};
+
 /// Longest configuration that is read.
 pub const MAX_BYTES: usize = 64 * 1024;
 /// Smallest MTU of a link that carries IPv4 (RFC 791), and the largest that an IP packet can fill.
@@ -19,7 +23,7 @@ const MTU: std::ops::RangeInclusive<u64> = 68..=65_535;
 /// flannel's port for packets in UDP.
 const UDP_PORT: u16 = 8285;
 /// What can be chosen.
-const BUILT: &str = "vxlan, host-gw, ipip, udp, alloc or extension";
+const BUILT: &str = "vxlan, host-gw, wireguard, ipip, udp, alloc or extension";
 
 /// A configuration that parsed: every value in it is usable as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub enum Backend {
     Alloc,
     /// commands of the administrator's
     Extension(Arc<Commands>),
+    /// encrypted tunnels
+    WireGuard(WireGuard),
 }
 
 /// Settings of the VXLAN backend.
@@ -206,7 +212,7 @@ impl Backend {
             "udp" => Ok(Self::Udp { port: port(&options, "Port")?.unwrap_or(UDP_PORT) }),
             "alloc" => Ok(Self::Alloc),
             "extension" => extension(&options).map(|commands| Self::Extension(Arc::new(commands))),
-            "wireguard" => Err(ConfigError(format!("backend {kind} is not built yet; use {BUILT}"))),
+            "wireguard" => WireGuard::parse(&options).map(Self::WireGuard),
             // What flannel has, or had, beside them.
             "ipsec" | "aws-vpc" | "gce" | "ali-vpc" | "tencent-vpc" => Err(ConfigError(format!(
                 "Backend.Type: {kind} is not supported here; use {BUILT}, or alloc and let the cloud route the leased subnets"

@@ -132,6 +132,10 @@ pub struct Options {
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
 
+    /// File with this node's WireGuard key, made if there is none (default: in --state-dir, taken over from Go flannel's)
+    #[arg(long, env = "WIREGUARD_KEY_FILE")]
+    pub wireguard_key_file: Option<PathBuf>,
+
     /// Contact the Kubernetes API for subnet assignment instead of etcd (not built yet)
     #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, hide = true)]

@@ -10,6 +10,7 @@ use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::standing::{Cause, Standing};
 use crate::uplink::{Choice, Tables, Uplink};
+use crate::wireguard::Tunnels;
 use crate::worker::Worker;
 use cni_plugin::attachments::{Attachments, Held};
 use cni_plugin::host_ports::HostPorts;
@@ -51,6 +52,8 @@ pub struct Reconciler {
     pub files: Files,
     /// where findings go
     pub health: Health,
+    /// WireGuard tunnels, where the backend has them
+    pub tunnels: Option<Tunnels>,
     host_ports: Restorer<HostPorts>,
     attachments: Restorer<Held>,
     netlink: Netlink,
@@ -89,6 +92,7 @@ impl Reconciler {
             policy,
             files,
             health,
+            tunnels: None,
             host_ports: Restorer::new(host_ports),
             attachments: Restorer::new(Held::by(attachments)),
             netlink,
@@ -157,6 +161,8 @@ impl Reconciler {
                 self.note_overlay(brought, &cause)
             }
         };
+        let complaints = self.tunnels.as_ref().map(Tunnels::complaints).unwrap_or_default();
+        self.health.note("WireGuard sessions", summary(&complaints));
         let firewall = self.firewall(own);
         let files = self.write_files(&uplink, own, overlay && firewall.is_ok());
         let good = overlay && firewall.is_ok() && files.is_ok();
@@ -232,7 +238,11 @@ impl Reconciler {
             few if few.len() <= 8 => few.iter().for_each(|change| tracing::info!("{change}")),
             many => tracing::info!("{} changes of links, addresses, neighbours and routes", many.len()),
         }
-        let failures = kernel::apply(&mut self.netlink, changes);
+        let mut failures: Vec<String> =
+            kernel::apply(&mut self.netlink, changes).iter().map(ToString::to_string).collect();
+        if let Some(tunnels) = &mut self.tunnels {
+            failures.extend(tunnels.ensure(&mut self.netlink, &standing.desired.overlay).err().into_iter().flatten());
+        }
         if failures.is_empty() {
             self.standing = Some(standing);
             return Ok(());

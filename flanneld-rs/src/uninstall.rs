@@ -6,6 +6,7 @@ use crate::family::Family;
 use crate::files::Files;
 use crate::firewall;
 use crate::options::Options;
+use crate::wireguard::Identity;
 use kernel::netlink::{Netlink, RouteSpec};
 use kernel::nft::Nft;
 
@@ -31,6 +32,7 @@ pub fn uninstall(options: &Options) -> Result<(), String> {
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
     failures.extend(files.remove().err());
     failures.extend(daemon::memory(options).remove().err());
+    failures.extend(Identity::forget(&options.state_dir).err());
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
 }
 

@@ -3,11 +3,11 @@
 mod identity;
 mod user_space;
 
-pub use identity::{Identity, KEY_FILE};
+pub use identity::Identity;
 
 use kernel::Overlay;
 use kernel::netlink::Netlink;
-use kernel::wireguard::{Interface, PublicKey, WireGuard, moved, peers_of};
+use kernel::wireguard::{Found, Interface, PublicKey, WireGuard, moved, peers_of};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Brings tunnels to the state that an overlay asks for. Devices are made, and given addresses and routes, elsewhere.
@@ -62,6 +62,17 @@ impl Tunnels {
             }
         }
         if failures.is_empty() { Ok(()) } else { Err(failures) }
+    }
+
+    /// The peers of a device as they are, with the age of their handshakes.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn found(&mut self, device: &str) -> kernel::Result<BTreeMap<PublicKey, Found>> {
+        match &mut self.carrier {
+            Carrier::Kernel(kernel) => kernel.device(device).map(|device| device.peers),
+            Carrier::Process(devices) => Ok(devices.get(device).map(|(_, device)| device.found()).unwrap_or_default()),
+        }
     }
 
     /// What people should know of sessions that do not come about.

@@ -1,7 +1,7 @@
 //! A node that Go flannel served before: what it left is taken over as it is, and goes when we go.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use flanneld_rs::backend::Backend;
+use flanneld_rs::backend::{Backend, Means};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::files::Files;
 use flanneld_rs::firewall::Policy;
@@ -83,7 +83,8 @@ fn underlay(netlink: &mut Netlink, neighbour: &Netns) {
 fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
     let config = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
     let config = Arc::new(NetworkConfig::parse(config).unwrap());
-    let backend = Backend::new(&config, [(Family::V4, mac)].into_iter().collect());
+    let backend =
+        Backend::new(&config, Means { macs: [(Family::V4, mac)].into_iter().collect(), ..Means::default() }).unwrap();
     let policy = Policy { masquerade: true, fully_random: true, forward: true };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);

@@ -1,12 +1,13 @@
 //! What the backends announce and desire: pure values, so that every case is a table row.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use flanneld_rs::backend::{Backend, Desired, Node, Work};
+use flanneld_rs::backend::{Backend, Desired, Means, Node, Work};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::uplink::Uplink;
 use ipnetwork::IpNetwork;
+use kernel::wireguard::PublicKey;
 use kernel::{Overlay, Route, Tunnel};
 
 fn uplink() -> Uplink {
@@ -19,9 +20,13 @@ fn uplink() -> Uplink {
     }
 }
 
+fn means() -> Means {
+    Means { wireguard: Some((PublicKey([1; 32]), false)), ..Means::default() }
+}
+
 fn backend(backend: &str) -> Backend {
     let config = format!(r#"{{"Network": "10.5.0.0/16", "Backend": {backend}}}"#);
-    Backend::new(&NetworkConfig::parse(&config).unwrap(), PerFamily::default())
+    Backend::new(&NetworkConfig::parse(&config).unwrap(), means()).unwrap()
 }
 
 fn subnets(texts: &[&str]) -> PerFamily<IpNetwork> {
@@ -95,7 +100,8 @@ fn what_a_node_announces_depends_on_its_address_only() {
     // A device that a predecessor left keeps the address that the others know.
     let kept = PerFamily { v4: Some("c6:d2:32:6f:8f:44".parse().unwrap()), v6: None };
     let config = NetworkConfig::parse(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap();
-    let announced = Backend::new(&config, kept).announcement(&uplink(), &[Family::V4]);
+    let announced =
+        Backend::new(&config, Means { macs: kept, ..Means::default() }).unwrap().announcement(&uplink(), &[Family::V4]);
     assert_eq!(announced.endpoints.v4.unwrap().data.as_deref(), Some(MAC2));
     let host_gw = backend(r#"{"Type": "host-gw"}"#).announcement(&uplink(), &[Family::V4]);
     assert_eq!((host_gw.backend_type.as_str(), host_gw.endpoints.v4.unwrap().data), ("host-gw", None));

@@ -1,7 +1,7 @@
 //! The short way to a new state of the leases leads where the long one does, whatever the peers claim.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use flanneld_rs::backend::{Backend, Node};
+use flanneld_rs::backend::{Backend, Means, Node};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable, Subnets};
 use flanneld_rs::network_config::NetworkConfig;
@@ -56,7 +56,7 @@ fn tables() -> impl Strategy<Value = (LeaseTable, LeaseTable)> {
 
 fn the_short_way_is_as_good(backend: &str) {
     let config = format!(r#"{{"Network": "10.5.0.0/16", "Backend": {backend}}}"#);
-    let backend = Backend::new(&NetworkConfig::parse(&config).unwrap(), PerFamily::default());
+    let backend = Backend::new(&NetworkConfig::parse(&config).unwrap(), Means::default()).unwrap();
     let networks: PerFamily<IpNetwork> = per_family("10.5.0.0/16", "fd00:5::/32");
     let subnets: Subnets = per_family("10.5.1.0/24", "fd00:5:1::/64");
     let own = Lease { subnets, announcement: backend.announcement(&uplink(), &Family::ALL) };

@@ -27,12 +27,14 @@ pub(super) fn run(cluster: &mut Cluster, backend: Backend, say: &dyn Fn(&str)) -
         Backend::Vxlan => "flannel.1 deleted",
         Backend::HostGw => "route deleted",
         Backend::Udp => "flannel0 deleted",
+        Backend::WireGuard => "flannel-wg deleted",
     };
     say(&format!("{what} on node1 behind the daemon's back, under the same stream"));
     let device = during(cluster, what, |cluster, pod, target| {
         let node = cluster.nodes.first().ok_or("no node")?;
         match backend {
             Backend::Vxlan => delete_device(&node.host.network, "flannel.1")?,
+            Backend::WireGuard => delete_device(&node.host.network, "flannel-wg")?,
             Backend::HostGw => delete_route(&node.host.network, target)?,
             Backend::Udp => delete_device(&node.host.network, "flannel0")?,
         }

@@ -1,6 +1,7 @@
 //! What leases ask for, as a sum of parts: one for each peer.
 
 use crate::lease::{Lease, Subnets};
+use kernel::wireguard::PublicKey;
 use kernel::{Mac, Overlay};
 use std::collections::BTreeMap;
 
@@ -71,6 +72,14 @@ fn holders(overlay: &Overlay, taken: &Overlay) -> String {
         taken.fdb.keys().filter(other).filter_map(|key| Some(format!("{} leads to {}", key.1, overlay.fdb.get(key)?))),
     );
     words.extend(taken.neighbours.keys().map(|(_, gateway)| format!("{gateway} is another node's")));
+    let other = |place: &&(String, PublicKey)| overlay.peers.get(*place) != taken.peers.get(*place);
+    words.extend(
+        taken
+            .peers
+            .keys()
+            .filter(other)
+            .filter_map(|place| Some(format!("key {} is that of {}", place.1, overlay.peers.get(place)?.endpoint))),
+    );
     words.extend(taken.routes.keys().map(|subnet| format!("{subnet} is another node's")));
     words.join(", ")
 }

@@ -6,8 +6,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where the key is kept.
-pub const KEY_FILE: &str = "/var/lib/flanneld-rs/wireguard.key";
+/// Name of the file in the state directory.
+const KEY_FILE: &str = "wireguard.key";
 /// Where Go flannel keeps its own, until the next reboot.
 const FLANNEL_KEY_FILE: &str = "/run/flannel/wgkey";
 /// More than a key and its line break.
@@ -75,12 +75,28 @@ impl Identity {
     ///
     /// # Errors
     /// See [`Identity::load`].
-    pub fn of_node(named: Option<&Path>) -> Result<Self, String> {
+    pub fn of_node(named: Option<&Path>, state_dir: &Path) -> Result<Self, String> {
         match named {
             Some(file) => Identity::load(file, None),
-            None => Identity::load(Path::new(KEY_FILE), Some(Path::new(FLANNEL_KEY_FILE))),
+            None => Identity::load(&key_file(state_dir), Some(Path::new(FLANNEL_KEY_FILE))),
         }
     }
+
+    /// Removes the key from our own place; one that the operator has named stays.
+    ///
+    /// # Errors
+    /// The path and why it cannot be removed.
+    pub fn forget(state_dir: &Path) -> Result<(), String> {
+        let file = key_file(state_dir);
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("removing {}: {error}", file.display())),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn key_file(state_dir: &Path) -> PathBuf {
+    state_dir.join(KEY_FILE)
 }
 
 enum Content {

@@ -13,11 +13,11 @@ mod peers;
 mod segment;
 
 use kernel::tun::Tun;
-use kernel::wireguard::{Interface, PublicKey, TunnelSocket, peer_changes};
+use kernel::wireguard::{Found, Interface, PublicKey, TunnelSocket, peer_changes};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use peers::{Identity, Peer, Peers};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{PipeReader, PipeWriter};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -109,6 +109,11 @@ impl Device {
             datagrams.flush();
         }
         changes.len()
+    }
+
+    /// The peers as they are.
+    pub(super) fn found(&self) -> BTreeMap<PublicKey, Found> {
+        self.shared.peers().found()
     }
 
     /// What people should know: peers that do not answer, and what cannot be sent.
