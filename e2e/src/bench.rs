@@ -7,6 +7,7 @@ mod ipam;
 mod machine;
 mod overlay;
 mod sample;
+mod throughput;
 
 use crate::Result;
 use crate::table::Table;
@@ -96,10 +97,11 @@ impl Figure {
 /// Measures everything with files in `directory`, prints the table, and writes it if wished.
 pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
     type Part<'a> = &'a dyn Fn() -> Result<Vec<Figure>>;
-    let parts: [(&str, &str, Part<'_>); 4] = [
+    let parts: [(&str, &str, Part<'_>); 5] = [
         ("addresses", "address allocation", &|| ipam::measure(wishes, &directory.join("ipam"))),
         ("chains", "the CNI executable", &|| chains::measure(wishes, &directory.join("chains"))),
         ("daemon", "the daemon", &|| daemon::measure(wishes, &directory.join("daemon"))),
+        ("throughput", "throughput by backend", &|| throughput::measure(wishes, &directory.join("throughput"))),
         ("kernel", "programming the kernel", &|| overlay::measure(wishes)),
     ];
     let mut figures = Vec::new();

@@ -41,7 +41,8 @@ fn log_to_stderr(verbosity: u8) {
         _ => "trace",
     };
     // Libraries speak up at their own warnings only: what they trace of a connection may be secret.
-    let filter = EnvFilter::new(format!("warn,flanneld_rs={level}"));
+    // One tells of every handshake as of a danger.
+    let filter = EnvFilter::new(format!("warn,defguard_boringtun=off,flanneld_rs={level}"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
