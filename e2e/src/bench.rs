@@ -29,7 +29,7 @@ pub struct Wishes {
     /// Measure less often: for a first impression
     #[arg(long)]
     pub quick: bool,
-    /// Measure only these parts: addresses, chains, daemon, kernel
+    /// Measure only these parts: addresses, chains, daemon, throughput, kernel
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
     /// Beside so many pods' ports each chain with host ports is measured

@@ -14,7 +14,7 @@ const TIME: Duration = Duration::from_secs(2);
 /// How long the first packet may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
-pub(super) fn measure(wishes: Wishes, directory: &Path) -> Result<Vec<Figure>> {
+pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for backend in [Backend::HostGw, Backend::Vxlan, Backend::WireGuard, Backend::Udp] {
         let directory = directory.join(backend.to_string());
