@@ -53,9 +53,13 @@ fn find_or_create_bridge(host: &mut Netlink, plan: &BridgePlan) -> kernel::Resul
         Err(error) if error.errno == Errno::EEXIST => {}
         made => made?,
     }
-    // Router advertisements from a pod must not reconfigure the node. Without IPv6 there is no such file.
-    let _ = sysctl::set(&format!("net/ipv6/conf/{}/accept_ra", plan.name), "0");
+    refuse_advertisements(&plan.name);
     find(host, &plan.name)
+}
+
+/// Router advertisements from a pod must not reconfigure the node. Without IPv6 there is no such file.
+pub(crate) fn refuse_advertisements(device: &str) {
+    let _ = sysctl::set(&format!("net/ipv6/conf/{device}/accept_ra"), "0");
 }
 
 fn configure_bridge(
@@ -70,6 +74,10 @@ fn configure_bridge(
     }
     if missing.iter().any(|address| address.is_ipv6()) {
         sysctl::set(&format!("net/ipv6/conf/{}/disable_ipv6", plan.name), "0")?;
+    }
+    if !missing.is_empty() {
+        // It becomes the pods' gateway now, whoever made it.
+        refuse_advertisements(&plan.name);
     }
     for wanted in missing {
         for other in present.iter().filter(|other| conflicts(**other, **wanted)) {
@@ -91,7 +99,7 @@ fn configure_bridge(
     plan.addresses.iter().try_for_each(|address| forward(address.ip()))?;
     // An address set by hand stays when ports come and go, also on a bridge that somebody else made.
     match bridge.mac {
-        Some(mac) if !plan.addresses.is_empty() && mac != plan.mac && present.is_empty() => {
+        Some(mac) if mac != plan.mac && !missing.is_empty() => {
             host.set_link(bridge.index, &LinkChange { mac: Some(mac), ..LinkChange::default() })
         }
         _ => Ok(()),

@@ -1,6 +1,6 @@
 //! `type: ptp`: a pair of devices between the pod and the node, and no bridge. All that the pod sends goes to the node.
 
-use crate::bridge::forward;
+use crate::bridge::{forward, refuse_advertisements};
 use crate::plan::PodPlan;
 use cni_spec::IpAssignment;
 use ipnetwork::IpNetwork;
@@ -16,6 +16,7 @@ const BY_THE_KERNEL: u8 = 2;
 /// pod reaches even its own subnet over the gateway, as with the reference plugin. All routes go with the pair.
 pub(crate) fn connect(plan: &PodPlan, host: &mut Netlink, pod: &mut Netlink) -> Result<()> {
     let (near, far) = (index(host, &plan.veth.host)?, index(pod, &plan.veth.pod)?);
+    refuse_advertisements(&plan.veth.host);
     if plan.ips.iter().any(|ip| ip.address.is_ipv6()) {
         sysctl::set(&format!("net/ipv6/conf/{}/disable_ipv6", plan.veth.host), "0")?;
     }

@@ -74,14 +74,17 @@ fn serve_connection(mut stream: TcpStream) -> Result<()> {
 
 /// Asks `target` by UDP from inside `network`, once, and waits at most `limit`.
 pub fn ask(network: &Netns, target: IpAddr, limit: Duration) -> Result<Answer> {
+    ask_at(network, SocketAddr::new(target, PORT), limit)
+}
+
+/// [`ask`] on another port, that leads to a pod's.
+pub fn ask_at(network: &Netns, target: SocketAddr, limit: Duration) -> Result<Answer> {
     network.run(|| {
-        let socket = socket_towards(target)?;
+        let socket = socket_towards(target.ip())?;
         socket.set_read_timeout(Some(limit))?;
         let request = 1u64.to_be_bytes();
         let start = Instant::now();
-        socket
-            .send_to(&request, SocketAddr::new(target, PORT))
-            .map_err(|error| format!("sending to {target}: {error}"))?;
+        socket.send_to(&request, target).map_err(|error| format!("sending to {target}: {error}"))?;
         let mut answer = [0; 64];
         let size =
             socket.recv(&mut answer).map_err(|error| format!("no answer from {target} in {limit:?}: {error}"))?;
@@ -93,6 +96,11 @@ pub fn ask(network: &Netns, target: IpAddr, limit: Duration) -> Result<Answer> {
 
 /// Asks `target` by TCP from inside `network`; waits at most `limit` for the connection and for the answer.
 pub fn ask_tcp(network: &Netns, target: IpAddr, limit: Duration) -> Result<Answer> {
+    ask_tcp_at(network, SocketAddr::new(target, PORT), limit)
+}
+
+/// [`ask_tcp`] on another port, that leads to a pod's.
+pub fn ask_tcp_at(network: &Netns, target: SocketAddr, limit: Duration) -> Result<Answer> {
     network.run(|| {
         let start = Instant::now();
         let mut stream = connect(target, limit)?;
@@ -106,7 +114,7 @@ pub fn ask_tcp(network: &Netns, target: IpAddr, limit: Duration) -> Result<Answe
 /// Sends to `target` by one TCP connection from inside `network` for `duration`; bits per second that arrived.
 pub fn throughput(network: &Netns, target: IpAddr, duration: Duration) -> Result<f64> {
     network.run(|| {
-        let mut stream = connect(target, Duration::from_secs(5))?;
+        let mut stream = connect(SocketAddr::new(target, PORT), Duration::from_secs(5))?;
         let chunk = vec![0; CHUNK];
         stream.write_all(&[SINK])?;
         let start = Instant::now();
@@ -135,9 +143,9 @@ pub fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     Ok((status, body))
 }
 
-fn connect(target: IpAddr, limit: Duration) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::new(target, PORT), limit)
-        .map_err(|error| format!("connecting to {target}: {error}"))?;
+fn connect(target: SocketAddr, limit: Duration) -> Result<TcpStream> {
+    let stream =
+        TcpStream::connect_timeout(&target, limit).map_err(|error| format!("connecting to {target}: {error}"))?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
     Ok(stream)

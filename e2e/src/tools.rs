@@ -55,8 +55,8 @@ pub fn from_package(path: &str, package: &str) -> Result<PathBuf> {
     }
 }
 
-/// The names of the CNI executable that the harness uses.
-const PLUGINS: [&str; 11] = [
+/// The names of the CNI executable.
+pub const PLUGINS: [&str; 11] = [
     "flannel-rs",
     "flannel",
     "bridge",

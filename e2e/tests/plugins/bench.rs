@@ -16,7 +16,9 @@ use std::time::Duration;
 
 pub(crate) const LIMIT: Duration = Duration::from_millis(600);
 pub(crate) const NODE: &str = "192.0.2.1";
+pub(crate) const NODE6: &str = "2001:db8::1";
 pub(crate) const OUTSIDE: &str = "192.0.2.2";
+pub(crate) const OUTSIDE6: &str = "2001:db8::2";
 pub(crate) const REFERENCE: &str = "/usr/lib/cni";
 
 /// Whose plugins.
@@ -56,8 +58,7 @@ impl Bench {
             Whose::Theirs => [Path::new(REFERENCE), ours.as_path()],
         };
         let plugins = work.make("bin").unwrap();
-        let names = ["bridge", "ptp", "host-local", "static", "tuning", "firewall", "portmap", "flannel"];
-        for name in names {
+        for name in tools::PLUGINS {
             let from = if others.contains(&name) { foreign } else { own };
             if from.join(name).exists() {
                 symlink(from.join(name), plugins.join(name)).unwrap();
@@ -70,10 +71,13 @@ impl Bench {
         let ip = |network: &Netns, args: &str| oracle::ip(network, args).unwrap();
         ip(&node, "link set lo up");
         ip(&node, &format!("link add uplink type veth peer name eth0 netns {}", outside.pid()));
-        ip(&node, &format!("addr add {NODE}/24 dev uplink"));
-        ip(&node, "link set uplink up");
-        ip(outside.network(), &format!("addr add {OUTSIDE}/24 dev eth0"));
-        ip(outside.network(), "link set eth0 up");
+        for (network, device, four, six) in
+            [(&node, "uplink", NODE, NODE6), (outside.network(), "eth0", OUTSIDE, OUTSIDE6)]
+        {
+            ip(network, &format!("addr add {four}/24 dev {device}"));
+            ip(network, &format!("addr add {six}/64 dev {device} nodad"));
+            ip(network, &format!("link set {device} up"));
+        }
         ip(outside.network(), "link set lo up");
         let runtime = Runtime { plugins, cache: work.make("results").unwrap(), node };
         Bench { work, runtime, outside }
@@ -125,30 +129,4 @@ impl Bench {
         assert!(!rules.contains("box"), "{context}: rules left: {rules}");
         assert!(oracle::ip_list(self.node(), "neigh show nud permanent").unwrap().is_empty(), "{context}: neighbours");
     }
-}
-
-/// A result with one name in the place of each that differs from run to run.
-pub(crate) fn plain(result: &Value) -> Value {
-    let mut result = result.clone();
-    for interface in result["interfaces"].as_array_mut().unwrap() {
-        interface["mac"] = "MAC".into();
-        if interface["name"].as_str().unwrap().starts_with("veth") {
-            interface["name"] = "VETH".into();
-        }
-        if interface["sandbox"].is_string() {
-            interface["sandbox"] = "SANDBOX".into();
-        }
-    }
-    // The reference prints a route as its address management did, we print it as it was made: with the gateway.
-    for route in result["routes"].as_array_mut().into_iter().flatten() {
-        route.as_object_mut().unwrap().remove("gw");
-    }
-    result
-}
-
-/// `ip route` of a pod, in the order of destinations.
-pub(crate) fn routes(network: &Netns, family: &str) -> BTreeSet<String> {
-    let routes = oracle::ip_list(network, &format!("{family} route show")).unwrap();
-    let shown = |route: &Value| format!("{} via {} {}", route["dst"], route["gateway"], route["dev"]);
-    routes.iter().filter(|route| !route["dst"].as_str().unwrap().starts_with("fe80")).map(shown).collect()
 }

@@ -8,6 +8,7 @@ mod bench;
 mod differential;
 mod flannel;
 mod install;
+mod isolation;
 mod leftovers;
 mod mixed;
 mod settings;

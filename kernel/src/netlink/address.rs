@@ -65,6 +65,13 @@ fn body(index: u32, address: IpNetwork, ipv6_flags: AddressHeaderFlags) -> Addre
     body.header.flags = if address.is_ipv6() { ipv6_flags } else { AddressHeaderFlags::empty() };
     // Local is the address, Address that of a point-to-point peer: the same one where there is no such peer.
     body.attributes.extend([AddressAttribute::Local(address.ip()), AddressAttribute::Address(address.ip())]);
+    // The kernel does not derive it, and programs that ask an interface for it (SIOCGIFBRDADDR) want one. Links of two
+    // addresses have none (RFC 3021).
+    if let IpNetwork::V4(address) = address
+        && address.prefix() < 31
+    {
+        body.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
+    }
     body
 }
 
