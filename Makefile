@@ -82,7 +82,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 # After a wanted change of what is printed: writes the golden files anew, to be read in the diff.
-golden:
+golden: packages build
 	UPDATE_GOLDEN=1 cargo test --workspace --locked golden
 
 install: build

@@ -85,7 +85,7 @@ pub(crate) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io
         let remedy = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => " (free space or inodes on this file system)",
             Some(Errno::EROFS) => {
-                " (remount it writable, or set hostPortsDir and attachmentsDir to writable directories)"
+                " (remount it writable, or set dataDir, hostPortsDir and attachmentsDir to writable directories)"
             }
             Some(Errno::EACCES | Errno::EPERM) => " (the plugin must run as root)",
             None => " (is it damaged? remove it, and create its pod anew)",

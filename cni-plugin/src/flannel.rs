@@ -28,10 +28,10 @@ impl Plugin for Flannel {
             // The reference's bridge insists on removing the iptables chain of its masquerade, and fails for want of ours.
             notes.insert("ipMasq".into(), false.into());
         }
-        scratch.save(&config.name, &sandbox.id, &notes)?;
+        scratch.save(&sandbox.id, &notes)?;
         let made = delegate.plugin().add(sandbox, &rendered);
         if made.is_err() {
-            let _ = scratch.remove(&config.name, &sandbox.id);
+            let _ = scratch.remove(&sandbox.id);
         }
         made
     }
@@ -45,13 +45,13 @@ impl Plugin for Flannel {
         config: &NetworkConfig,
     ) -> Result<(), CniError> {
         let scratch = Scratch::of(config)?;
-        let rendered = match scratch.load(&config.name, id) {
+        let rendered = match scratch.load(id) {
             Some(rendered) => rendered,
             None => render::delegate(config, env(config).ok().as_ref())?,
         };
         let (delegate, rendered) = prepared(config, rendered)?;
         delegate.plugin().del(id, netns, args, &rendered)?;
-        scratch.remove(&config.name, id)
+        scratch.remove(id)
     }
 
     fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
@@ -64,7 +64,7 @@ impl Plugin for Flannel {
         let rendered = render::delegate(config, env(config).ok().as_ref())?;
         let (delegate, rendered) = prepared(config, rendered)?;
         let collected = delegate.plugin().gc(&rendered, valid);
-        collected.and(Scratch::of(config)?.gc(&config.name, valid))
+        collected.and(Scratch::of(config)?.gc(valid))
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {

@@ -21,6 +21,7 @@ pub mod host_ports;
 mod install;
 mod loopback;
 mod masquerade;
+mod notes;
 mod plan;
 mod plugin;
 mod pod;

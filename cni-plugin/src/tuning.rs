@@ -7,7 +7,7 @@ use crate::add::open_sandbox;
 use crate::check;
 use crate::plugin::kernel_error;
 use crate::status::unavailable;
-use backup::Backup;
+use backup::{Backup, Backups};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox};
 use kernel::Mac;
 use kernel::netlink::{Link, Netlink};
@@ -31,7 +31,7 @@ impl Plugin for Tuning {
         let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
         if let Some(change) = settings.change() {
             let link = find(&mut pod, &sandbox.id.ifname)?;
-            backup::directory(config)?.save(&config.name, &sandbox.id, &Backup::of(&link, &settings))?;
+            Backups::of(config)?.save(&sandbox.id, Backup::of(&link, &settings))?;
             pod.set_link(link.index, &change).map_err(kernel_error)?;
             if let (Some(old), Some(new)) = (link.mac, settings.mac) {
                 let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.ip()).collect();
@@ -58,8 +58,8 @@ impl Plugin for Tuning {
         _args: &Arguments,
         config: &NetworkConfig,
     ) -> Result<(), CniError> {
-        let directory = backup::directory(config)?;
-        if let (Some(backup), Some(netns)) = (directory.load(id), netns.and_then(|path| Netns::open(path).ok()))
+        let backups = Backups::of(config)?;
+        if let (Some(backup), Some(netns)) = (backups.load(id), netns.and_then(|path| Netns::open(path).ok()))
             && netns.id() != Netns::current().map_err(kernel_error)?.id()
         {
             let mut pod = Netlink::open_in(&netns).map_err(kernel_error)?;
@@ -67,7 +67,7 @@ impl Plugin for Tuning {
                 pod.set_link(link.index, &backup.change()).map_err(kernel_error)?;
             }
         }
-        directory.remove(id)
+        backups.remove(id)
     }
 
     fn check(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<(), CniError> {
@@ -80,7 +80,7 @@ impl Plugin for Tuning {
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
-        backup::directory(config)?.gc(&config.name, valid)
+        Backups::of(config)?.gc(valid)
     }
 
     fn status(&self, config: &NetworkConfig) -> Result<(), CniError> {

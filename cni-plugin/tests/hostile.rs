@@ -2,12 +2,14 @@
 //! hands over, the answer is a CNI error or a result, never a panic, and a refused ADD leaves nothing behind.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 
-use kernel::netlink::{LinkKind, Netlink};
+mod harness;
+
+use harness::{Node, eth0, with_environment};
 use kernel::netns::Netns;
 use serde_json::{Value, json};
-use std::io::Write;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Output};
 
 /// A small generator with a fixed seed (xorshift64*): the same run every time.
 struct Dice(u64);
@@ -21,43 +23,35 @@ impl Dice {
     }
 }
 
-struct Node {
-    host: Netns,
+/// A node with one pod, both at the mercy of whoever writes configurations.
+struct Victim {
+    node: Node,
     pod: Netns,
-    dir: tempfile::TempDir,
     working_directory: std::path::PathBuf,
 }
 
-impl Node {
+impl Victim {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let env = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-        std::fs::write(dir.path().join("subnet.env"), env).unwrap();
-        let working_directory = dir.path().join("working/directory");
+        let node = Node::new();
+        let working_directory = node.dir.path().join("working/directory");
         std::fs::create_dir_all(&working_directory).unwrap();
-        let privileged = "these tests make network namespaces: run them as root";
-        Node {
-            host: Netns::create().expect(privileged),
-            pod: Netns::create().expect(privileged),
-            dir,
-            working_directory,
-        }
+        Victim { node, pod: Netns::create().unwrap(), working_directory }
     }
 
     fn config(&self, plugin: &str) -> Value {
-        let networks = self.dir.path().join("networks");
+        let networks = self.node.networks();
         match plugin {
             "flannel-rs" => json!({
                 "cniVersion": "1.1.0", "name": "net", "type": "flannel-rs",
-                "subnetFile": self.dir.path().join("subnet.env"), "dataDir": networks,
+                "subnetFile": self.node.subnet_file(), "dataDir": networks,
             }),
             "flannel" => json!({
-                "cniVersion": "1.1.0", "name": "net", "type": "flannel", "subnetFile": self.dir.path().join("subnet.env"),
-                "dataDir": self.dir.path().join("flannel"), "ipam": {"dataDir": networks},
+                "cniVersion": "1.1.0", "name": "net", "type": "flannel", "subnetFile": self.node.subnet_file(),
+                "dataDir": self.node.dir.path().join("flannel"), "ipam": {"dataDir": networks},
                 "delegate": {"type": "ptp", "ipMasq": true, "mtu": 1400},
             }),
             "tuning" | "firewall" => json!({
-                "cniVersion": "1.1.0", "name": "net", "type": plugin, "dataDir": self.dir.path().join("tuning"),
+                "cniVersion": "1.1.0", "name": "net", "type": plugin, "dataDir": self.node.dir.path().join("tuning"),
                 "mac": "02:00:00:00:00:09", "mtu": 1400, "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
                 "ingressPolicy": "open", "backend": "iptables", "prevResult": {
                     "cniVersion": "1.1.0", "interfaces": [{"name": "lo", "sandbox": "x"}],
@@ -76,47 +70,19 @@ impl Node {
     }
 
     fn run(&self, verb: &str, env: &[(&str, &[u8])], stdin: &[u8]) -> Output {
-        use std::os::unix::ffi::OsStrExt;
         let mut command = Command::new(env!("CARGO_BIN_EXE_cni-plugin"));
-        command
-            .env_clear()
-            // Where a relative path of the configuration leads.
-            .current_dir(&self.working_directory)
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", "c1")
-            .env("CNI_NETNS", self.pod.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", "/opt/cni/bin")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        with_environment(&mut command, verb, eth0("c1", &self.pod), &self.pod.path());
+        // Where a relative path of the configuration leads.
+        command.current_dir(&self.working_directory);
         for (name, value) in env {
-            command.env(name, std::ffi::OsStr::from_bytes(value));
+            command.env(name, OsStr::from_bytes(value));
         }
-        let inside = self.host.enter().unwrap();
-        let mut child = command.spawn().unwrap();
-        drop(inside);
-        // The plugin need not read all of it.
-        let _ = child.stdin.take().unwrap().write_all(stdin);
-        child.wait_with_output().unwrap()
+        self.node.output(&mut command, stdin)
     }
 
-    fn veths(&self) -> usize {
-        let links = Netlink::open_in(&self.host).unwrap().links().unwrap();
-        links.iter().filter(|link| matches!(link.kind, LinkKind::Veth)).count()
-    }
-
-    fn reservations(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        for network in std::fs::read_dir(self.dir.path().join("networks")).into_iter().flatten().flatten() {
-            for entry in std::fs::read_dir(network.path()).into_iter().flatten().flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if name.parse::<std::net::IpAddr>().is_ok() {
-                    found.push(name);
-                }
-            }
-        }
-        found
+    /// How many links and addresses the pod has of the node.
+    fn made(&self) -> (usize, usize) {
+        (self.node.veths().len(), self.node.reservations().len())
     }
 }
 
@@ -210,12 +176,12 @@ fn replace_somewhere(dice: &mut Dice, value: &mut Value) {
 
 #[test]
 fn damaged_configurations_are_refused_or_work_and_leave_nothing() {
-    let node = Node::new();
+    let victim = Victim::new();
     let mut dice = Dice(0x5eed_0001);
     let (mut refused, mut accepted) = (0, 0);
     for round in 0..300 {
         let plugins = ["flannel-rs", "bridge", "flannel", "tuning", "firewall"];
-        let mut config = node.config(plugins[round % plugins.len()]);
+        let mut config = victim.config(plugins[round % plugins.len()]);
         let text = match round % 3 {
             0 => damaged(&mut dice, config.to_string().as_bytes()),
             _ => {
@@ -223,35 +189,29 @@ fn damaged_configurations_are_refused_or_work_and_leave_nothing() {
                 config.to_string().into_bytes()
             }
         };
-        if judge("ADD", &text, &node.run("ADD", &[], &text)) {
+        if judge("ADD", &text, &victim.run("ADD", &[], &text)) {
             accepted += 1;
         } else {
             refused += 1;
-            assert_eq!(node.veths(), 0, "a refused ADD left a link: {}", String::from_utf8_lossy(&text));
-            assert_eq!(
-                node.reservations(),
-                [""; 0],
-                "a refused ADD left an address: {}",
-                String::from_utf8_lossy(&text)
-            );
+            assert_eq!(victim.made(), (0, 0), "a refused ADD left something: {}", String::from_utf8_lossy(&text));
         }
         for verb in ["CHECK", "STATUS", "GC", "DEL"] {
-            judge(verb, &text, &node.run(verb, &[], &text));
+            judge(verb, &text, &victim.run(verb, &[], &text));
         }
         // Whatever it was named, the network of an accepted configuration is released by the same configuration.
-        if node.veths() > 0 {
-            let good = node.config("bridge").to_string();
-            judge("DEL", good.as_bytes(), &node.run("DEL", &[], good.as_bytes()));
+        if victim.made().0 > 0 {
+            let good = victim.config("bridge").to_string();
+            judge("DEL", good.as_bytes(), &victim.run("DEL", &[], good.as_bytes()));
         }
-        assert_eq!(node.veths(), 0);
+        assert_eq!(victim.made().0, 0);
     }
     assert!(refused > 50 && accepted > 5, "{refused} refused, {accepted} accepted: the dice are loaded");
 }
 
 #[test]
 fn hostile_environments_are_refused() {
-    let node = Node::new();
-    let config = node.config("flannel-rs").to_string();
+    let victim = Victim::new();
+    let config = victim.config("flannel-rs").to_string();
     let long = [b'a'; 70_000];
     let hostile: [(&str, &[u8]); 14] = [
         ("CNI_COMMAND", b"EXPLODE"),
@@ -270,25 +230,25 @@ fn hostile_environments_are_refused() {
         ("CNI_ARGS", b"IP"),
     ];
     for (name, value) in hostile {
-        let output = node.run("ADD", &[(name, value)], config.as_bytes());
+        let output = victim.run("ADD", &[(name, value)], config.as_bytes());
         assert!(!judge("ADD", value, &output), "{name}={:?} was accepted", String::from_utf8_lossy(value));
-        assert_eq!((node.veths(), node.reservations().len()), (0, 0), "{name}={:?}", String::from_utf8_lossy(value));
+        assert_eq!(victim.made(), (0, 0), "{name}={:?}", String::from_utf8_lossy(value));
     }
     // An address that is none of ours, and identifiers as long as the system lets them be.
-    for args in ["IP=10.200.0.1", "IP=fish", "IP=10.42.3.0", "IP=10.42.3.1", "MAC=fish"] {
-        let output = node.run("ADD", &[("CNI_ARGS", args.as_bytes())], config.as_bytes());
+    for args in ["IP=10.200.0.1", "IP=fish", "IP=10.9.0.0", "IP=10.9.0.1", "MAC=fish"] {
+        let output = victim.run("ADD", &[("CNI_ARGS", args.as_bytes())], config.as_bytes());
         assert!(!judge("ADD", args.as_bytes(), &output), "{args} was accepted");
     }
-    judge("ADD", b"long id", &node.run("ADD", &[("CNI_CONTAINERID", &long[..])], config.as_bytes()));
-    judge("DEL", b"long id", &node.run("DEL", &[("CNI_CONTAINERID", &long[..])], config.as_bytes()));
-    assert_eq!((node.veths(), node.reservations().len()), (0, 0));
+    judge("ADD", b"long id", &victim.run("ADD", &[("CNI_CONTAINERID", &long[..])], config.as_bytes()));
+    judge("DEL", b"long id", &victim.run("DEL", &[("CNI_CONTAINERID", &long[..])], config.as_bytes()));
+    assert_eq!(victim.made(), (0, 0));
 }
 
 #[test]
 fn hostile_previous_results_are_refused_or_harmless() {
-    let node = Node::new();
-    let config = node.config("bridge");
-    let added = node.run("ADD", &[], config.to_string().as_bytes());
+    let victim = Victim::new();
+    let config = victim.config("bridge");
+    let added = victim.run("ADD", &[], config.to_string().as_bytes());
     assert!(judge("ADD", b"good", &added), "{added:?}");
     let result: Value = serde_json::from_slice(&added.stdout).unwrap();
     let mut dice = Dice(0x5eed_0002);
@@ -298,50 +258,46 @@ fn hostile_previous_results_are_refused_or_harmless() {
         let mut config = config.clone();
         config["prevResult"] = hostile;
         let text = config.to_string();
-        judge("CHECK", text.as_bytes(), &node.run("CHECK", &[], text.as_bytes()));
+        judge("CHECK", text.as_bytes(), &victim.run("CHECK", &[], text.as_bytes()));
     }
     let mut config = config;
     config["prevResult"] = result;
-    let check = node.run("CHECK", &[], config.to_string().as_bytes());
+    let check = victim.run("CHECK", &[], config.to_string().as_bytes());
     assert!(judge("CHECK", b"the true result", &check), "{check:?}");
     for _ in 0..30 {
         let mut config = config.clone();
         replace_somewhere(&mut dice, &mut config["prevResult"]);
         let text = config.to_string();
         assert!(
-            judge("DEL", text.as_bytes(), &node.run("DEL", &[], text.as_bytes())),
+            judge("DEL", text.as_bytes(), &victim.run("DEL", &[], text.as_bytes())),
             "DEL must not depend on it: {text}"
         );
     }
-    assert_eq!((node.veths(), node.reservations().len()), (0, 0));
+    assert_eq!(victim.made(), (0, 0));
 }
 
 #[test]
 fn hostile_subnet_files_are_told_apart_from_good_ones() {
-    let node = Node::new();
-    let config = node.config("flannel-rs").to_string();
-    let path = node.dir.path().join("subnet.env");
+    let victim = Victim::new();
+    let config = victim.config("flannel-rs").to_string();
+    let path = victim.node.subnet_file();
     let good = std::fs::read(&path).unwrap();
     let mut dice = Dice(0x5eed_0003);
     for _ in 0..100 {
         std::fs::write(&path, damaged(&mut dice, &good)).unwrap();
         let text = std::fs::read(&path).unwrap();
-        judge("STATUS", &text, &node.run("STATUS", &[], config.as_bytes()));
-        judge("ADD", &text, &node.run("ADD", &[], config.as_bytes()));
+        judge("STATUS", &text, &victim.run("STATUS", &[], config.as_bytes()));
+        judge("ADD", &text, &victim.run("ADD", &[], config.as_bytes()));
         assert!(
-            judge("DEL", &text, &node.run("DEL", &[], config.as_bytes())),
+            judge("DEL", &text, &victim.run("DEL", &[], config.as_bytes())),
             "DEL must not depend on the subnet file"
         );
-        assert_eq!((node.veths(), node.reservations().len()), (0, 0), "{}", String::from_utf8_lossy(&text));
+        assert_eq!(victim.made(), (0, 0), "{}", String::from_utf8_lossy(&text));
     }
     std::fs::remove_file(&path).unwrap();
-    let status = node.run("STATUS", &[], config.as_bytes());
+    let status = victim.run("STATUS", &[], config.as_bytes());
     let error: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(error["code"], 50);
-    assert!(error["msg"].as_str().unwrap().contains(&path_text(&path)), "{error}");
-    assert!(judge("DEL", b"", &node.run("DEL", &[], config.as_bytes())));
-}
-
-fn path_text(path: &Path) -> String {
-    path.display().to_string()
+    assert!(error["msg"].as_str().unwrap().contains(path.to_str().unwrap()), "{error}");
+    assert!(judge("DEL", b"", &victim.run("DEL", &[], config.as_bytes())));
 }

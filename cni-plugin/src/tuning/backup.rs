@@ -1,21 +1,14 @@
 //! The former settings of an interface, in the reference plugin's files: `<dataDir>/<container id>_<interface>.json`.
 
 use super::settings::Settings;
-use cni_spec::{AttachmentId, CniError, Code, NetworkConfig};
+use crate::notes::Notes;
+use cni_spec::{AttachmentId, CniError, NetworkConfig};
 use kernel::Mac;
 use kernel::netlink::{Link, LinkChange};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 
 /// Where they are unless `dataDir` says otherwise; nothing that has to outlive a reboot.
 const DEFAULT_DATA_DIR: &str = "/run/cni/tuning";
-
-/// Largest file that is read, in bytes.
-const LARGEST: u64 = 64 << 10;
 
 /// What was changed, as it was before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,74 +60,39 @@ impl Backup {
     }
 }
 
-/// The directory of the files.
-pub(super) struct Directory(PathBuf);
-
-/// `dataDir` of the configuration.
-pub(super) fn directory(config: &NetworkConfig) -> Result<Directory, CniError> {
-    Ok(Directory(config.field("dataDir").string()?.unwrap_or(DEFAULT_DATA_DIR).into()))
+/// The backups of one network.
+pub(super) struct Backups<'a> {
+    notes: Notes<'a>,
+    network: &'a str,
 }
 
-impl Directory {
-    /// Writes a file that is whole or not there.
-    pub(super) fn save(&self, network: &str, id: &AttachmentId, backup: &Backup) -> Result<(), CniError> {
-        let path = self.file(id);
-        let backup = Backup { network: network.into(), ..backup.clone() };
-        let write = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-            let draft = self.draft(id);
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            file.write_all(&serde_json::to_vec(&backup)?)?;
-            fs::rename(draft, &path)
-        };
-        write().map_err(|error| failed("writing", &path, &error))
+impl<'a> Backups<'a> {
+    /// `dataDir` of the configuration.
+    pub(super) fn of(config: &'a NetworkConfig) -> Result<Self, CniError> {
+        Ok(Backups { notes: Notes::of(config, DEFAULT_DATA_DIR)?, network: &config.name })
+    }
+
+    /// Writes the file anew.
+    pub(super) fn save(&self, id: &AttachmentId, backup: Backup) -> Result<(), CniError> {
+        self.notes.save(&name(id), id, &Backup { network: self.network.into(), ..backup })
     }
 
     /// The file's content, if it is of any use.
     pub(super) fn load(&self, id: &AttachmentId) -> Option<Backup> {
-        read(&self.file(id))
+        self.notes.load(&name(id))
     }
 
     /// Removes the file.
     pub(super) fn remove(&self, id: &AttachmentId) -> Result<(), CniError> {
-        remove(&self.file(id)).and(remove(&self.draft(id)))
+        self.notes.remove(&name(id), id, |_: &Backup| true)
     }
 
     /// Removes the files of this network's attachments that are not in `valid`.
-    pub(super) fn gc(&self, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
-        let kept: BTreeSet<PathBuf> = valid.iter().map(|id| self.file(id)).collect();
-        let mut outcome = Ok(());
-        for path in fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path()) {
-            if !kept.contains(&path) && read(&path).is_some_and(|backup| backup.network == network) {
-                outcome = outcome.and(remove(&path));
-            }
-        }
-        outcome
-    }
-
-    fn file(&self, id: &AttachmentId) -> PathBuf {
-        self.0.join(format!("{}_{}.json", id.container_id, id.ifname))
-    }
-
-    fn draft(&self, id: &AttachmentId) -> PathBuf {
-        self.0.join(format!(".{}", crate::attachment::host_veth(id)))
+    pub(super) fn gc(&self, valid: &[AttachmentId]) -> Result<(), CniError> {
+        self.notes.gc(valid, name, |backup: &Backup| backup.network == self.network)
     }
 }
 
-fn read(path: &Path) -> Option<Backup> {
-    path.symlink_metadata().ok().filter(fs::Metadata::is_file)?;
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(LARGEST).read_to_end(&mut bytes)).ok()?;
-    serde_json::from_slice(&bytes).ok()
-}
-
-fn remove(path: &Path) -> Result<(), CniError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("removing", path, &error)),
-        _ => Ok(()),
-    }
-}
-
-fn failed(action: &str, path: &Path, error: &io::Error) -> CniError {
-    CniError::new(Code::Io, format!("{action} {}: {error}", path.display()))
+fn name(id: &AttachmentId) -> String {
+    format!("{}_{}.json", id.container_id, id.ifname)
 }

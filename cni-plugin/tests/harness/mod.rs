@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// The CNI error that a call ended in.
 #[derive(Debug)]
@@ -127,11 +127,7 @@ impl Node {
 
     /// Runs `command` on the node with `config` on its standard input, and reads its answer.
     pub fn answer(&self, command: &mut Command, config: &Value) -> Result<Value, Failure> {
-        let inside = self.host.enter().unwrap();
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        drop(inside);
-        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = self.output(command, config.to_string().as_bytes());
         let answer = || serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
         if output.status.success() {
             return Ok(if output.stdout.is_empty() { Value::Null } else { answer() });
@@ -142,6 +138,16 @@ impl Node {
             msg: error["msg"].as_str().unwrap().to_owned(),
             details: error["details"].as_str().unwrap_or_default().to_owned(),
         })
+    }
+
+    /// Runs `command` on the node with `input` on its standard input.
+    pub fn output(&self, command: &mut Command, input: &[u8]) -> Output {
+        let inside = self.host.enter().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(inside);
+        // It need not read all of it.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        child.wait_with_output().unwrap()
     }
 
     pub fn add(&self, attachment: Attachment<'_>, config: &Value) -> Result<Value, Failure> {
