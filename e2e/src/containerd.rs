@@ -37,11 +37,9 @@ impl Containerd {
         fs::create_dir_all(&conflists)?;
         fs::write(conflists.join("10-e2e.conflist"), network_list.to_string())?;
         fs::write(directory.join("config.toml"), config(directory, plugins, &conflists))?;
-        let machine = start_holder(
-            "machine",
-            &["machine", "--tmpfs", "/run", "--tmpfs", "/etc/cni", "--tmpfs", "/opt/cni"],
-            directory,
-        )?;
+        let mut machine = vec!["machine", "--tmpfs", "/run", "--tmpfs", "/etc/cni", "--tmpfs", "/opt/cni"];
+        machine.extend(tools::without_others(plugins));
+        let machine = start_holder("machine", &machine, directory)?;
         let network = network.try_clone()?;
         let mut containerd = Containerd { executable, network, directory: directory.into(), process: None, machine };
         containerd.resume()?;

@@ -22,14 +22,15 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Sets one up in `network` that keeps its files in `directory` and runs the CNI plugins in `plugins`, and imports the
-    /// pause image.
+    /// Sets one up in `network` that keeps its files in `directory` and runs the CNI plugins in `plugins`, for which there
+    /// is no other, and imports the pause image.
     pub fn new(network: &Netns, directory: &Path, plugins: &Path) -> Result<Self> {
         let executable = tools::from_package("/usr/bin/podman", "podman")?;
         tools::from_package("/usr/sbin/runc", "runc")?;
         fs::create_dir_all(directory.join("net.d"))?;
         fs::write(directory.join("containers.conf"), config(directory, plugins))?;
-        let machine = ["machine", "--tmpfs", "/run", "--tmpfs", "/var/lib/cni"];
+        let mut machine = vec!["machine", "--tmpfs", "/run", "--tmpfs", "/var/lib/cni"];
+        machine.extend(tools::without_others(plugins));
         let machine = start_holder("podman-machine", &machine, directory)?;
         let podman = Podman { executable, network: network.try_clone()?, directory: directory.into(), machine };
         let layer = pause_layer(directory)?.display().to_string();

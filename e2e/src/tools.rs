@@ -85,3 +85,11 @@ pub fn plugin_directory(directory: &Path) -> Result<PathBuf> {
     }
     Ok(directory.to_owned())
 }
+
+/// Where Debian has the reference plugins.
+const REFERENCE: &str = "/usr/lib/cni";
+
+/// Arguments for a machine ([`crate::inside`]) on which no plugins are to be found but those in `plugins`.
+pub fn without_others(plugins: &Path) -> &'static [&'static str] {
+    if plugins.starts_with(REFERENCE) { &[] } else { &["--tmpfs", REFERENCE] }
+}
