@@ -1,19 +1,17 @@
 //! A small runtime side of CNI: runs the plugins of a conflist in order, hands results on, and keeps the last result of
-//! each attachment, as the specification's section 4 asks of a runtime.
+//! each attachment, as the specification's sections 3 and 4 ask of a runtime, and where they leave a choice, as libcni does.
+
+mod cache;
+mod network;
+
+pub use network::Network;
 
 use crate::Result;
 use kernel::netns::Netns;
 use serde_json::{Map, Value, json};
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-
-/// A network: a conflist as in /etc/cni/net.d.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Network {
-    list: Value,
-}
 
 /// One interface in one sandbox, as the runtime names it.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,63 +69,6 @@ impl Attachment {
     }
 }
 
-impl Network {
-    /// A conflist. `name`, `cniVersion` and `plugins` must be there.
-    pub fn new(list: Value) -> Result<Self> {
-        let complete = list["name"].is_string() && list["cniVersion"].is_string() && list["plugins"].is_array();
-        if complete { Ok(Network { list }) } else { Err(format!("not a conflist: {list}").into()) }
-    }
-
-    /// The same network in another version of the protocol.
-    #[must_use]
-    pub fn version(&self, version: &str) -> Self {
-        let mut list = self.list.clone();
-        list["cniVersion"] = version.into();
-        Network { list }
-    }
-
-    /// The same network with nothing but the last plugin of its chain.
-    #[must_use]
-    pub fn last_plugin(&self) -> Self {
-        let mut list = self.list.clone();
-        list["plugins"] = self.plugins().next_back().into_iter().cloned().collect();
-        Network { list }
-    }
-
-    /// `name`
-    pub fn name(&self) -> &str {
-        self.list["name"].as_str().unwrap_or_default()
-    }
-
-    fn plugins(&self) -> impl DoubleEndedIterator<Item = &Value> {
-        self.list["plugins"].as_array().into_iter().flatten()
-    }
-
-    /// prevResult is part of DEL, and CHECK exists, since 0.4.0.
-    fn since_0_4(&self) -> bool {
-        !matches!(self.list["cniVersion"].as_str(), Some("0.1.0" | "0.2.0" | "0.3.0" | "0.3.1") | None)
-    }
-
-    /// The configuration of one plugin as it goes to its standard input.
-    pub fn config(&self, plugin: &Value, attachment: Option<&Attachment>, previous: Option<&Value>) -> Value {
-        let mut config = plugin.clone();
-        config["name"] = self.list["name"].clone();
-        config["cniVersion"] = self.list["cniVersion"].clone();
-        let declared = config.as_object_mut().and_then(|config| config.remove("capabilities"));
-        let wanted = |name: &str| declared.as_ref().is_some_and(|declared| declared[name] == true);
-        let given = attachment.map(|attachment| &attachment.capabilities).into_iter().flatten();
-        let granted: Map<String, Value> =
-            given.filter(|(name, _)| wanted(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
-        if !granted.is_empty() {
-            config["runtimeConfig"] = granted.into();
-        }
-        if let Some(previous) = previous {
-            config["prevResult"] = previous.clone();
-        }
-        config
-    }
-}
-
 impl Runtime {
     /// Attaches; the result of the last plugin. As the specification asks, a runtime whose ADD failed calls DEL itself:
     /// this does not, so that a test sees what the plugin left.
@@ -143,8 +84,7 @@ impl Runtime {
             previous = Some(self.finish(handling, "ADD", &config, &environment(attachment))?);
         }
         let result = previous.ok_or("a conflist without plugins")?;
-        fs::create_dir_all(&self.cache)?;
-        fs::write(self.cached(network, attachment), result.to_string())?;
+        cache::remember(&self.cache, network, attachment, &result)?;
         Ok(result)
     }
 
@@ -160,14 +100,15 @@ impl Runtime {
             let config = network.config(plugin, Some(attachment), previous.as_ref());
             self.finish(handling, "DEL", &config, &environment(attachment))?;
         }
-        match fs::remove_file(self.cached(network, attachment)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        }
+        cache::forget(&self.cache, network, attachment)
     }
 
-    /// Asks each plugin whether the attachment is as it should be.
+    /// Asks each plugin whether the attachment is as it should be, unless the network has `disableCheck` or a version
+    /// without CHECK (before 0.4.0).
     pub fn check(&self, network: &Network, attachment: &Attachment) -> Result<()> {
+        if !network.allows_check() {
+            return Ok(());
+        }
         let previous = self.previous(network, attachment)?;
         for plugin in network.plugins() {
             let config = network.config(plugin, Some(attachment), previous.as_ref());
@@ -176,7 +117,9 @@ impl Runtime {
         Ok(())
     }
 
-    /// Removes every attachment that is not in `valid` (container id, interface name).
+    /// Has the plugins remove every attachment that is not in `valid` (container id, interface name), unless the network has
+    /// `disableGC` or a version without GC (before 1.1.0). All are asked, whatever the others answer; the first failure is
+    /// told.
     pub fn gc(&self, network: &Network, valid: &[(&str, &str)]) -> Result<()> {
         self.gc_by(&mut to_its_end, network, valid)
     }
@@ -184,32 +127,37 @@ impl Runtime {
     /// As [`Runtime::gc`], with each plugin in the hands of `handling`.
     pub fn gc_by(&self, handling: Handling<'_>, network: &Network, valid: &[(&str, &str)]) -> Result<()> {
         let valid: Vec<Value> = valid.iter().map(|(id, name)| json!({"containerID": id, "ifname": name})).collect();
-        for plugin in network.plugins() {
+        let mut outcome = Ok(());
+        for plugin in network.plugins().filter(|_| network.allows_gc()) {
             let mut config = network.config(plugin, None, None);
             config["cni.dev/valid-attachments"] = valid.clone().into();
-            self.finish(handling, "GC", &config, &[])?;
+            outcome = outcome.and(self.finish(handling, "GC", &config, &[]).map(drop));
         }
-        Ok(())
+        outcome
     }
 
-    /// Asks each plugin whether it could serve an ADD now.
+    /// As libcni's GC: DEL for whatever the runtime itself remembers and that is not in `valid`, and then [`Runtime::gc`].
+    pub fn sweep(&self, network: &Network, valid: &[(&str, &str)]) -> Result<()> {
+        let mut outcome = Ok(());
+        for known in cache::attachments(&self.cache, network)? {
+            if !valid.contains(&(known.id.as_str(), known.ifname.as_str())) {
+                outcome = outcome.and(self.del(network, &known));
+            }
+        }
+        outcome.and(self.gc(network, valid))
+    }
+
+    /// Asks each plugin whether it could serve an ADD now, unless the network has a version without STATUS (before 1.1.0).
     pub fn status(&self, network: &Network) -> Result<()> {
-        for plugin in network.plugins() {
+        for plugin in network.plugins().filter(|_| network.has_status()) {
             self.finish(&mut to_its_end, "STATUS", &network.config(plugin, None, None), &[])?;
         }
         Ok(())
     }
 
-    /// What the last ADD of this attachment answered.
+    /// What the last ADD of this attachment answered, if the version lets plugins know.
     fn previous(&self, network: &Network, attachment: &Attachment) -> Result<Option<Value>> {
-        match fs::read(self.cached(network, attachment)) {
-            Ok(text) if network.since_0_4() => Ok(Some(serde_json::from_slice(&text)?)),
-            _ => Ok(None),
-        }
-    }
-
-    fn cached(&self, network: &Network, attachment: &Attachment) -> PathBuf {
-        self.cache.join(format!("{}-{}-{}", network.name(), attachment.id, attachment.ifname))
+        if network.has_previous_result() { cache::result(&self.cache, network, attachment) } else { Ok(None) }
     }
 
     /// One call of one plugin; the JSON that it printed, null if it printed nothing.
