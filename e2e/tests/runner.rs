@@ -60,7 +60,7 @@ fn network(version: &str, more: Value) -> Network {
     let mut list = json!({
         "cniVersion": version, "name": "net1", "plugins": [
             {"type": "first", "capabilities": {"mac": true, "ips": false}, "runtimeConfig": {"mac": "the file's"}},
-            {"type": "second", "capabilities": {"portMappings": true, "mac": true}, "prevResult": {}, "cni.dev/x": 1},
+            {"type": "second", "capabilities": {"portMappings": true, "mac": true}, "cni.dev/x": 1},
         ],
     });
     list.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -90,9 +90,7 @@ impl Network {
         config["cniVersion"] = if unknown { stated.clone() } else { self.version.as_str().into() };
         let declared = config.as_object_mut().and_then(|config| {
             // These keys are the runtime's.
-            config.retain(|key, _| {
-                !matches!(key.as_str(), "runtimeConfig" | "prevResult") && !key.starts_with("cni.dev/")
-            });
+            config.retain(|key, _| key != "runtimeConfig" && !key.starts_with("cni.dev/"));
             config.remove("capabilities")
         });
         let wanted = |name: &str| declared.as_ref().is_some_and(|declared| declared[name] == true);

@@ -164,7 +164,8 @@ pub(super) fn files(facts: &mut Facts, name: &str, directory: &Path) {
     let directory = directory.to_str().unwrap();
     for (path, content) in oracle::files(Path::new(directory)).unwrap() {
         let path = path.trim_start_matches(directory).trim_start_matches('/');
-        match ["/.index", "host-ports"].iter().find_map(|own| Some(&path[..path.find(own)? + own.len()])) {
+        match ["/.index", "host-ports", "attachments"].iter().find_map(|own| Some(&path[..path.find(own)? + own.len()]))
+        {
             Some(own) => facts.put(format!("{name}: files {own}"), "there"),
             None => facts.put(format!("{name}: file {path}"), format!("{content:?}")),
         }
