@@ -80,7 +80,6 @@ fn a_bridge_isolates_ports_takes_everything_and_leaves_interfaces_down() {
 
     for (wrong, named) in [
         (json!({"vlan": 7}), "vlan"),
-        (json!({"macspoofchk": true}), "macspoofchk"),
         (json!({"ipMasqBackend": "pf"}), "ipMasqBackend"),
         (json!({"disableContainerInterface": true}), "disableContainerInterface"),
         (json!({"promiscMode": true, "hairpinMode": true}), "promiscMode"),
