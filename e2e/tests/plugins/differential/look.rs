@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// Numbers of devices, clocks and counters, and what follows from a device's MAC or from its number.
-const CHANCE: [&str; 32] = [
+/// Numbers of devices, clocks and counters, what follows from a device's MAC or from its number, and from how many
+/// processors there are.
+const CHANCE: [&str; 34] = [
     "ifindex",
     "link_index",
     "link_netnsid",
@@ -42,6 +43,8 @@ const CHANCE: [&str; 32] = [
     "used",
     "updated",
     "fdb_n_learned",
+    "num_tx_queues",
+    "num_rx_queues",
 ];
 
 /// Kernel parameters that say nothing about plugins: secrets, what cannot be read, and clocks.
