@@ -64,6 +64,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
                     use etcd (--etcd-endpoints) or a directory (--store-dir)"
             .into());
     }
+    options.without_effect.remarks().iter().for_each(|remark| tracing::warn!("{remark}"));
     let health = Health::new();
     let choice = Choice::parse(options)?;
     preflight()?;
@@ -82,6 +83,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
         masquerade: options.ip_masq,
         fully_random: !options.ip_masq_fully_random_disable,
         forward: options.iptables_forward_rules,
+        refuse_own: options.ip_blackhole_route,
     };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
     let plugins = (HostPorts::recorded_in(&options.host_ports_dir), Attachments::recorded_in(&options.attachments_dir));

@@ -23,6 +23,8 @@ pub struct Policy {
     pub fully_random: bool,
     /// accept forwarded traffic of the pod network
     pub forward: bool,
+    /// refuse what is for the node's own subnet where nothing has a better route for it
+    pub refuse_own: bool,
 }
 
 /// The table of each family that has a network; none for a family that wants no rule.

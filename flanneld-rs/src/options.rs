@@ -1,10 +1,14 @@
 //! Command line: flannel's flags, with flannel's defaults and `FLANNELD_*` environment forms, for what is built so far.
 
+mod without_effect;
+
 use clap::builder::Resettable;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use without_effect::WithoutEffect;
 
 /// Leases a pod subnet for this node, programs the overlay network, and keeps it so.
 #[derive(Clone, Debug, Parser)]
@@ -96,6 +100,11 @@ pub struct Options {
           default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub iptables_forward_rules: bool,
 
+    /// Refuse what is sent to addresses of this node's own subnet that no pod has a route for, where no bridge has the subnet
+    #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
+    pub ip_blackhole_route: bool,
+
     /// Seconds between two full comparisons of desired and actual state; changes are noticed at once besides
     #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub iptables_resync: u64,
@@ -144,6 +153,10 @@ pub struct Options {
     /// Logging verbosity: 0 tells what changes, 1 why, 2 everything
     #[arg(long = "v", default_value_t = 0, global = true)]
     pub verbosity: u8,
+
+    /// What is taken for flannel's sake only
+    #[command(flatten)]
+    pub without_effect: WithoutEffect,
 
     /// Print version and exit
     #[arg(long, action = ArgAction::Version)]
@@ -210,6 +223,26 @@ mod tests {
         assert!(["--ip-masq=false", "--ip-masq=0", "-ip-masq=F"].iter().all(|arg| !parse(&[arg]).ip_masq));
         assert_eq!(parse(&["-v=2"]).verbosity, 2);
         assert_eq!(parse(&["-v", "2"]).verbosity, 2);
+    }
+
+    #[test]
+    fn every_flag_of_flannels_is_taken_and_what_has_no_effect_is_said() {
+        let remarks = |args: &[&str]| parse(args).without_effect.remarks();
+        assert_eq!(remarks(&["--ip-masq", "--ip-blackhole-route"]), [""; 0]);
+        assert_eq!(
+            remarks(&["-vmodule=etcd=2"]),
+            ["--vmodule has no effect: messages are not chosen by source file; use --v"]
+        );
+        let all = [
+            "--log_backtrace_at=a.go:7",
+            "--set-node-network-unavailable=false",
+            "-kube-api-url=",
+            "--kube-annotation-prefix",
+            "a",
+            "--kubeconfig-file=/x",
+        ];
+        assert_eq!(remarks(&all).len(), 5);
+        assert!(parse(&["--ip-blackhole-route"]).ip_blackhole_route && !parse(&[]).ip_blackhole_route);
     }
 
     #[test]

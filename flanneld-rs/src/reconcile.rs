@@ -204,7 +204,10 @@ impl Reconciler {
         let mut standing = match self.standing.take() {
             Some(standing) if standing.is_of(&cause) => standing,
             _ => {
-                let desired = cause.desired(&self.backend, &self.config.networks());
+                let mut desired = cause.desired(&self.backend, &self.config.networks());
+                if self.policy.refuse_own {
+                    desired.overlay.refusals.extend(cause.own.subnets.iter().map(|(_, subnet)| *subnet));
+                }
                 Standing { cause, desired }
             }
         };

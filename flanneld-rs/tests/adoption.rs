@@ -13,7 +13,7 @@ use flanneld_rs::reconcile::{Reconciler, Source};
 use flanneld_rs::uninstall::uninstall;
 use flanneld_rs::uplink::Choice;
 use kernel::VxlanLink;
-use kernel::netlink::{LinkChange, Netlink, VethSpec};
+use kernel::netlink::{LinkChange, Netlink, RouteKind, VethSpec};
 use kernel::netns::Netns;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,7 +54,15 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
     let adopted = netlink.link("flannel.1").unwrap().unwrap();
     assert_eq!((adopted.index, adopted.mac, adopted.alias.as_str()), (before.index, before.mac, kernel::LINK_ALIAS));
 
+    // --ip-blackhole-route: no bridge has the own subnet yet, and what is for it goes nowhere else.
+    let refused = |netlink: &mut Netlink| {
+        let routes = netlink.routes().unwrap();
+        routes.iter().any(|route| route.dst.to_string() == "10.5.1.0/24" && route.kind == RouteKind::Unreachable)
+    };
+    assert!(refused(&mut netlink));
+
     uninstall(&options).unwrap();
+    assert!(!refused(&mut netlink));
     assert_eq!(netlink.link("flannel.1").unwrap(), None);
     assert!(!subnet_file.exists());
 }
@@ -85,7 +93,7 @@ fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
     let config = Arc::new(NetworkConfig::parse(config).unwrap());
     let backend =
         Backend::new(&config, Means { macs: [(Family::V4, mac)].into_iter().collect(), ..Means::default() }).unwrap();
-    let policy = Policy { masquerade: true, fully_random: true, forward: true };
+    let policy = Policy { masquerade: true, fully_random: true, forward: true, refuse_own: true };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
     let attachments = cni_plugin::attachments::Attachments::recorded_in(&options.attachments_dir);

@@ -17,7 +17,7 @@ fn text(policy: Policy, cluster: &[&str], own: &[&str]) -> String {
 
 #[test]
 fn rules_are_as_in_the_golden_files() {
-    let all = Policy { masquerade: true, fully_random: true, forward: true };
+    let all = Policy { masquerade: true, fully_random: true, forward: true, refuse_own: false };
     for (name, policy, cluster, own) in [
         ("dual-stack", all, &["10.5.0.0/16", "fd00:5::/48"][..], &["10.5.1.0/24", "fd00:5:0:1::/64"][..]),
         ("forward-only", Policy { masquerade: false, ..all }, &["10.5.0.0/16"], &["10.5.1.0/24"]),
@@ -34,6 +34,6 @@ fn rules_are_as_in_the_golden_files() {
 
 #[test]
 fn nothing_wanted_is_no_table() {
-    let nothing = Policy { masquerade: false, fully_random: true, forward: false };
+    let nothing = Policy { masquerade: false, fully_random: true, forward: false, refuse_own: false };
     assert_eq!(text(nothing, &["10.5.0.0/16"], &["10.5.1.0/24"]), "");
 }
