@@ -63,6 +63,7 @@ pub(super) fn side(node: &Netns, directory: &Path, executables: &Path, chain: fn
 fn bridge(directory: &Path) -> Value {
     json!({
         "type": "bridge", "bridge": "cbr0", "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "mtu": 1450,
+        "attachmentsDir": directory.join("attachments"),
         "ipam": {
             "type": "host-local", "dataDir": directory.join("networks"), "ranges": [[{"subnet": "10.88.0.0/16"}]],
         },
@@ -104,7 +105,8 @@ fn whole(directory: &Path) -> Value {
 fn kube_flannel(directory: &Path) -> Value {
     let flannel = json!({
         "type": "flannel", "subnetFile": directory.join("subnet.env"), "dataDir": directory.join("flannel"),
-        "delegate": {"bridge": "cbr0", "hairpinMode": true, "isDefaultGateway": true},
+        "delegate": {"bridge": "cbr0", "hairpinMode": true, "isDefaultGateway": true,
+                     "attachmentsDir": directory.join("attachments")},
         "ipam": {"dataDir": directory.join("networks")},
     });
     json!([flannel, portmap(directory)])
@@ -114,6 +116,7 @@ fn native(directory: &Path) -> Value {
     json!([{
         "type": "flannel-rs", "bridge": "cbr0", "subnetFile": directory.join("subnet.env"),
         "dataDir": directory.join("networks"), "hostPortsDir": directory.join("ports"),
+        "attachmentsDir": directory.join("attachments"),
     }])
 }
 
