@@ -67,7 +67,7 @@ pub fn peers_of(overlay: &Overlay, device: &str) -> BTreeMap<PublicKey, Peer> {
 /// A peer as it is, and what is known of its sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// its settings; the endpoint is the one it was last heard from
+    /// a secret that both ends know besides their keys
     pub preshared_key: Option<SecretKey>,
     /// where it was last heard from, or is expected
     pub endpoint: Option<SocketAddr>,

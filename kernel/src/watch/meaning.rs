@@ -54,7 +54,7 @@ impl Wake {
         self == Wake::default()
     }
 
-    /// Whether something changed of what [`crate::observe`] looks at.
+    /// Whether something changed of what [`crate::observe()`] looks at.
     pub fn touches_overlay(self) -> bool {
         self.links || self.addresses || self.routes || self.neighbours
     }
