@@ -3,6 +3,7 @@
 
 mod chains;
 mod daemon;
+mod faults;
 mod ipam;
 mod machine;
 mod overlay;
@@ -29,7 +30,7 @@ pub struct Wishes {
     /// Measure less often: for a first impression
     #[arg(long)]
     pub quick: bool,
-    /// Measure only these parts: addresses, chains, daemon, throughput, kernel
+    /// Measure only these parts: addresses, chains, daemon, faults, throughput, kernel
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
     /// Beside so many pods' ports each chain with host ports is measured
@@ -97,11 +98,12 @@ impl Figure {
 /// Measures everything with files in `directory`, prints the table, and writes it if wished.
 pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
     type Part<'a> = &'a dyn Fn() -> Result<Vec<Figure>>;
-    let parts: [(&str, &str, Part<'_>); 5] = [
+    let parts: [(&str, &str, Part<'_>); 6] = [
         ("addresses", "address allocation", &|| ipam::measure(wishes, &directory.join("ipam"))),
         ("chains", "the CNI executable", &|| chains::measure(wishes, &directory.join("chains"))),
         ("daemon", "the daemon", &|| daemon::measure(wishes, &directory.join("daemon"))),
         ("throughput", "throughput by backend", &|| throughput::measure(wishes, &directory.join("throughput"))),
+        ("faults", "faults", &|| faults::measure(wishes, &directory.join("faults"))),
         ("kernel", "programming the kernel", &|| overlay::measure(wishes)),
     ];
     let mut figures = Vec::new();

@@ -1,4 +1,5 @@
-//! The daemon: how soon it is ready, how soon a peer is reachable, how much memory it takes.
+//! The daemon: how soon it is ready, how soon a peer is reachable, how it follows a cluster that grows, and what memory and
+//! processor time it takes.
 
 use super::{Figure, Sample, Wishes};
 use crate::Result;
@@ -41,15 +42,27 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
             again.measure(|| start(node))?;
         }
         let mut route = Sample::default();
-        for number in peers + 1..=peers + u32::try_from(wishes.times(20))? {
+        let events = u32::try_from(wishes.times(200))?;
+        for number in peers + 1..=peers + events {
             write_lease(&leases, number)?;
             route.add(wait_for_route(node, number)?);
+            // Apart, as nodes come and go.
+            std::thread::sleep(Duration::from_millis(20));
         }
+        let lag = churn(node, &leases, peers + events + 1, u32::try_from(wishes.times(1000))?)?;
+        let resident = memory(node)?;
+        let busy = idle(node, Duration::from_secs(u64::try_from(wishes.times(20))?))?;
         let named = |what: &str| format!("daemon with {peers} peers: {what}");
         figures.push(Figure::time(named("first start to ready"), first.median()).note("vxlan, file store, --ip-masq"));
         figures.push(Figure::time(named("restart to ready, p50"), again.median()));
         figures.push(Figure::time(named("peer's lease to route in the kernel, p50"), route.median()));
-        figures.push(Figure { unit: "MiB", ..Figure::time(named("resident memory"), memory(node)?) });
+        let p99 = Figure::time(named("peer's lease to route in the kernel, p99"), route.percentile(99));
+        figures.push(p99.note("wanted: 5 ms"));
+        let lag = Figure::time(named("behind 100 new nodes a second, worst"), lag.percentile(100));
+        figures.push(lag.note("wanted: 1000 ms"));
+        let resident = Figure { unit: "MiB", ..Figure::time(named("resident memory, after that"), resident) };
+        figures.push(resident.note("wanted: 25 MiB"));
+        figures.push(Figure { unit: "%", ..Figure::time(named("of a core, idle"), busy) }.note("wanted: 0.5 %"));
     }
     Ok(figures)
 }
@@ -74,6 +87,56 @@ fn write_lease(leases: &Path, number: u32) -> Result<()> {
     let temporary = leases.join("../.bench");
     fs::write(&temporary, lease.to_string())?;
     Ok(fs::rename(temporary, leases.join(format!("{subnet}-24")))?)
+}
+
+/// Adds nodes, one every 10 ms, and looks without a pause how soon the routes to them are there.
+fn churn(node: &Node, leases: &Path, first: u32, number: u32) -> Result<Sample> {
+    let mut netlink = Netlink::open_in(&node.host.network)?;
+    let (mut lag, mut written, mut seen) = (Sample::default(), Vec::new(), 0);
+    let start = Instant::now();
+    for next in first..first + number {
+        while start.elapsed() < Duration::from_millis(10) * (next - first) {
+            seen = follow(&mut netlink, first, &written, seen, &mut lag)?;
+        }
+        write_lease(leases, next)?;
+        written.push(Instant::now());
+    }
+    while seen < written.len() {
+        seen = follow(&mut netlink, first, &written, seen, &mut lag)?;
+        if written.last().is_some_and(|last| last.elapsed() > ROUTE_LIMIT) {
+            return Err(format!("the daemon has followed {seen} of {number} new nodes\n{}", node.daemon_log()).into());
+        }
+    }
+    Ok(lag)
+}
+
+/// Takes note of the next route, if it is there; how many are, then.
+fn follow(netlink: &mut Netlink, first: u32, written: &[Instant], seen: usize, lag: &mut Sample) -> Result<usize> {
+    let subnet = subnet(first + u32::try_from(seen)?);
+    match written.get(seen) {
+        Some(written) if netlink.lookup(subnet.into())?.via == Some(subnet.into()) => {
+            lag.add(written.elapsed());
+            Ok(seen + 1)
+        }
+        _ => Ok(seen),
+    }
+}
+
+/// How much of a core the daemon takes while nothing happens, in percent.
+fn idle(node: &Node, time: Duration) -> Result<f64> {
+    let pid = node.daemon_pid().ok_or("no daemon runs")?;
+    let nanoseconds = || -> Result<f64> {
+        // Of all its threads: time on a processor, in nanoseconds (Documentation/scheduler/sched-stats.rst).
+        let mut total = 0.0;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+            total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or_default();
+        }
+        Ok(total)
+    };
+    let before = nanoseconds()?;
+    std::thread::sleep(time);
+    Ok((nanoseconds()? - before).max(0.0) / 1e9 / time.as_secs_f64() * 100.0)
 }
 
 /// Looks without a pause until the route is there; the time since the call.
