@@ -116,26 +116,3 @@ fn no_other_device_is_touched() {
     let links = Netlink::open_in(&netns).unwrap().links().unwrap();
     assert!(links.iter().all(|link| link.kind != LinkKind::Tun), "{links:?}");
 }
-
-#[cfg(feature = "watch")]
-#[test]
-fn a_task_waits_for_packets() {
-    let (netns, _, tun) = node();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let tun = kernel::tun::AsyncTun::new(tun).unwrap();
-        let mut buffer = [0; 100];
-        tokio::time::timeout(std::time::Duration::from_secs(10), async {
-            loop {
-                let reading = tun.read(&mut buffer);
-                send(&netns, b"hello");
-                let length = reading.await.unwrap();
-                if buffer[..length].ends_with(b"hello") {
-                    break;
-                }
-            }
-        })
-        .await
-        .unwrap();
-    });
-}
