@@ -6,7 +6,7 @@
 //! A file that names no container, which a crash leaves, needs the last of it only: reservations are written under the
 //! lock, which is ours, so that it is not about to become one.
 
-use super::machine::{self, Survey};
+use super::machine::{self, Depth, Survey};
 use super::{Content, Holder, Ledger, disk, reservation};
 use crate::error::IpamError;
 use std::cell::OnceCell;
@@ -72,21 +72,27 @@ enum Verdict {
 struct Present {
     boot: Option<String>,
     earliest: Option<SystemTime>,
-    survey: OnceCell<Result<Survey, String>>,
+    names: OnceCell<Result<Survey, String>>,
+    addresses: OnceCell<Result<Survey, String>>,
 }
 
 impl Present {
-    fn survey(&self) -> Option<&Survey> {
-        self.survey.get_or_init(|| Survey::take().map_err(|error| error.to_string())).as_ref().ok()
-    }
-
     /// Dead by `proof`, unless the machine `shows_life`, or does not show anything.
     fn unless(&self, proof: Proof, shows_life: impl FnOnce(&Survey) -> bool) -> Verdict {
-        match self.survey() {
-            None => Verdict::Unknown,
-            Some(survey) if shows_life(survey) => Verdict::Alive,
-            Some(_) => Verdict::Dead(proof),
+        let (depth, cell) = match proof {
+            Proof::NoNamespace => (Depth::Names, &self.names),
+            Proof::FormerBoot | Proof::Nobodys => (Depth::Addresses, &self.addresses),
+        };
+        match cell.get_or_init(|| Survey::take(depth).map_err(|error| error.to_string())) {
+            Err(_) => Verdict::Unknown,
+            Ok(survey) if shows_life(survey) => Verdict::Alive,
+            Ok(_) => Verdict::Dead(proof),
         }
+    }
+
+    /// What kept us from seeing.
+    fn obstacle(self) -> Option<String> {
+        [self.names, self.addresses].into_iter().find_map(|cell| cell.into_inner()?.err())
     }
 }
 
@@ -119,7 +125,7 @@ impl Ledger {
                 Verdict::Unknown => census.unknown += counted,
             }
         }
-        census.obstacle = present.survey.into_inner().and_then(Result::err);
+        census.obstacle = present.obstacle();
         Ok(census)
     }
 

@@ -34,6 +34,16 @@ pub(super) fn earliest() -> Option<SystemTime> {
     Some(counted.min(seen))
 }
 
+/// What somebody wants to know of everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// who there is
+    Names,
+    /// also under which addresses. For each of them the kernel has to be asked in turn with whoever configures interfaces,
+    /// on the whole machine: on a busy one that takes long.
+    Addresses,
+}
+
 /// What is alive.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Survey {
@@ -50,7 +60,7 @@ pub(super) struct Survey {
 impl Survey {
     /// Looks at the whole machine, which takes a system call for each thread, open file and mount of it, and some for each
     /// network namespace.
-    pub(super) fn take() -> kernel::Result<Self> {
+    pub(super) fn take(depth: Depth) -> kernel::Result<Self> {
         #[cfg(test)]
         if let Some(fake) = super::tests::world::survey() {
             return Ok(fake);
@@ -58,14 +68,18 @@ impl Survey {
         let mut survey = Survey::default();
         for_each_living(&mut |netns| {
             survey.namespaces.insert(netns.name()?);
-            let found = Netlink::open_in(netns)?.addresses()?;
-            survey.addresses.extend(found.iter().map(|(_, address)| address.ip()));
+            if depth == Depth::Addresses {
+                let found = Netlink::open_in(netns)?.addresses()?;
+                survey.addresses.extend(found.iter().map(|(_, address)| address.ip()));
+            }
             Ok(())
         })?;
         // Last: an end of a pair that is still here is a namespace that was missed.
         let mut host = Netlink::open()?;
-        let known = host.neighbours(None)?.into_iter().filter(|neighbour| neighbour.mac.is_some());
-        survey.neighbours.extend(known.map(|neighbour| neighbour.ip));
+        if depth == Depth::Addresses {
+            let known = host.neighbours(None)?.into_iter().filter(|neighbour| neighbour.mac.is_some());
+            survey.neighbours.extend(known.map(|neighbour| neighbour.ip));
+        }
         let veths = host.links()?.into_iter().filter(|link| link.kind == LinkKind::Veth);
         survey.marks.extend(veths.map(|link| link.alias).filter(|alias| !alias.is_empty()));
         Ok(survey)
