@@ -71,10 +71,7 @@ pub(crate) struct Executable {
 impl Plugin for Executable {
     fn add(&self, sandbox: &Sandbox, config: &NetworkConfig) -> Result<AddResult, CniError> {
         let answer = self.call("ADD", &of_sandbox(sandbox), config)?;
-        let answer: Value = serde_json::from_slice(&answer)
-            .map_err(|error| self.failure(Code::Decode, format!("its result is not JSON: {error}")))?;
-        AddResult::from_json(&answer, stated(&answer).unwrap_or(config.version))
-            .map_err(|error| self.failure(Code::Decode, error.msg))
+        self.result(&answer, config.version)
     }
 
     fn del(
@@ -133,6 +130,14 @@ fn stated(answer: &Value) -> Option<SpecVersion> {
 }
 
 impl Executable {
+    /// What it answered to ADD, in `version` unless it states another one.
+    fn result(&self, answer: &[u8], version: SpecVersion) -> Result<AddResult, CniError> {
+        let answer: Value = serde_json::from_slice(answer)
+            .map_err(|error| self.failure(Code::Decode, format!("its result is not JSON: {error}")))?;
+        AddResult::from_json(&answer, stated(&answer).unwrap_or(version))
+            .map_err(|error| self.failure(Code::Decode, error.msg))
+    }
+
     /// Runs it and returns what it printed.
     fn call(&self, verb: &str, environment: &[(&str, OsString)], config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
         let io = |what: &str, error: std::io::Error| self.failure(Code::Io, format!("{what}: {error}"));
@@ -193,4 +198,13 @@ impl Executable {
     fn name(&self) -> &str {
         self.path.file_name().and_then(OsStr::to_str).unwrap_or_default()
     }
+}
+
+/// For the fuzz targets: both ways to read an answer.
+#[cfg(fuzzing)]
+pub(crate) fn read_answer(answer: &[u8], version: SpecVersion) -> (Result<AddResult, CniError>, CniError) {
+    use std::os::unix::process::ExitStatusExt;
+    let executable = Executable { path: "/opt/cni/bin/other".into() };
+    let refusal = executable.refusal("ADD", answer, std::process::ExitStatus::from_raw(1 << 8));
+    (executable.result(answer, version), refusal)
 }

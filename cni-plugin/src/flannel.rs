@@ -1,7 +1,7 @@
 //! `type: flannel`, the meta plugin of flannel's own conflist: it completes a delegate's configuration with what the daemon
 //! wrote into the subnet file, and hands every verb on.
 
-mod render;
+pub(crate) mod render;
 mod scratch;
 
 use crate::catalogue::Role;

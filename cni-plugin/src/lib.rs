@@ -15,6 +15,8 @@ mod del;
 mod delegate;
 mod firewall;
 mod flannel;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gc;
 mod guard;
 pub mod host_ports;

@@ -1,6 +1,6 @@
 //! `type: tuning`: kernel parameters and settings of the pod's interface, after the plugins that made it.
 
-mod backup;
+pub(crate) mod backup;
 pub(crate) mod settings;
 
 use crate::add::open_sandbox;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 ///
 /// # Errors
 /// `InvalidConfig` for what flannel refuses: `delegate` with `name`, with `ipam`, or with a `type` that is no string.
-pub(super) fn delegate(config: &NetworkConfig, env: Option<&SubnetEnv>) -> Result<Map<String, Value>, CniError> {
+pub(crate) fn delegate(config: &NetworkConfig, env: Option<&SubnetEnv>) -> Result<Map<String, Value>, CniError> {
     let field = config.field("delegate");
     let mut delegate = field.object()?.cloned().unwrap_or_default();
     field.field("type")?.string()?;

@@ -13,7 +13,7 @@ const DEFAULT_DATA_DIR: &str = "/run/cni/tuning";
 /// What was changed, as it was before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Backup {
+pub(crate) struct Backup {
     #[serde(skip_serializing_if = "String::is_empty")]
     mac: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ fn is_zero(number: &u32) -> bool {
 
 impl Backup {
     /// The present state of what `settings` change.
-    pub(super) fn of(link: &Link, settings: &Settings) -> Self {
+    pub(crate) fn of(link: &Link, settings: &Settings) -> Self {
         let mac = settings.mac.and(link.mac);
         Backup {
             mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
@@ -48,7 +48,7 @@ impl Backup {
     }
 
     /// The way back.
-    pub(super) fn change(&self) -> LinkChange {
+    pub(crate) fn change(&self) -> LinkChange {
         LinkChange {
             mac: self.mac.parse::<Mac>().ok(),
             mtu: Some(self.mtu).filter(|mtu| *mtu != 0),
@@ -61,34 +61,34 @@ impl Backup {
 }
 
 /// The backups of one network.
-pub(super) struct Backups<'a> {
+pub(crate) struct Backups<'a> {
     notes: Notes<'a>,
     network: &'a str,
 }
 
 impl<'a> Backups<'a> {
     /// `dataDir` of the configuration.
-    pub(super) fn of(config: &'a NetworkConfig) -> Result<Self, CniError> {
+    pub(crate) fn of(config: &'a NetworkConfig) -> Result<Self, CniError> {
         Ok(Backups { notes: Notes::of(config, DEFAULT_DATA_DIR)?, network: &config.name })
     }
 
     /// Writes the file anew.
-    pub(super) fn save(&self, id: &AttachmentId, backup: Backup) -> Result<(), CniError> {
+    pub(crate) fn save(&self, id: &AttachmentId, backup: Backup) -> Result<(), CniError> {
         self.notes.save(&name(id), id, &Backup { network: self.network.into(), ..backup })
     }
 
     /// The file's content, if it is of any use.
-    pub(super) fn load(&self, id: &AttachmentId) -> Option<Backup> {
+    pub(crate) fn load(&self, id: &AttachmentId) -> Option<Backup> {
         self.notes.load(&name(id))
     }
 
     /// Removes the file.
-    pub(super) fn remove(&self, id: &AttachmentId) -> Result<(), CniError> {
+    pub(crate) fn remove(&self, id: &AttachmentId) -> Result<(), CniError> {
         self.notes.remove(&name(id), id, |_: &Backup| true)
     }
 
     /// Removes the files of this network's attachments that are not in `valid`.
-    pub(super) fn gc(&self, valid: &[AttachmentId]) -> Result<(), CniError> {
+    pub(crate) fn gc(&self, valid: &[AttachmentId]) -> Result<(), CniError> {
         self.notes.gc(valid, name, |backup: &Backup| backup.network == self.network)
     }
 }

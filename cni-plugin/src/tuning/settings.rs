@@ -33,7 +33,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// The configuration's own keys, over which go `CNI_ARGS MAC=`, then `args.cni`, then `runtimeConfig.mac`.
-    pub(super) fn parse(config: &NetworkConfig, args: &Arguments, ifname: &str) -> Result<Self, CniError> {
+    pub(crate) fn parse(config: &NetworkConfig, args: &Arguments, ifname: &str) -> Result<Self, CniError> {
         let allowed = Allowlist::read(Path::new(ALLOWLIST))?;
         let mut settings = Settings::default();
         settings.take(|key| Ok(config.field(key)), &allowed, ifname)?;
@@ -69,7 +69,7 @@ impl Settings {
     }
 
     /// What changes of the interface, if anything.
-    pub(super) fn change(&self) -> Option<LinkChange> {
+    pub(crate) fn change(&self) -> Option<LinkChange> {
         let change = LinkChange {
             mac: self.mac,
             mtu: self.mtu,
