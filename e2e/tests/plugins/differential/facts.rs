@@ -91,13 +91,15 @@ impl Facts {
 
     /// What is not the same in `other`; `-` is nothing.
     ///
-    /// Where only one of them has attached the pods, there is nothing more to compare.
+    /// Where only one of them has attached the pods, there is nothing more to compare. Where both refuse something, each
+    /// has its own words.
     pub(super) fn differences(&self, other: &Facts) -> Vec<Difference> {
         let mut names: BTreeSet<&String> = self.0.keys().chain(other.0.keys()).collect();
         let attached = |facts: &Facts| facts.0.get("ADD 1").is_some_and(|add| add == SUCCESS);
         if attached(self) != attached(other) {
             names.retain(|name| name.starts_with("ADD 1"));
         }
+        names.retain(|name| !(name.ends_with(" says") && self.0.contains_key(*name) && other.0.contains_key(*name)));
         let fact = |facts: &Facts, name: &String| facts.0.get(name).cloned().unwrap_or("-".into());
         let all = names.into_iter().map(|name| (name.clone(), fact(self, name), fact(other, name)));
         all.filter(|(_, one, other)| one != other).collect()

@@ -81,7 +81,8 @@ pub(super) fn render(all: &[Compared], reasons: &[Reason]) -> Page {
             }
         }
         let sections: Vec<String> = sections.iter().map(usize::to_string).collect();
-        writeln!(summary, "| {} | {} |", compared.run.name, sections.join(", ")).unwrap();
+        let sections = if sections.is_empty() { "equal".into() } else { sections.join(", ") };
+        writeln!(summary, "| {} | {sections} |", compared.run.name).unwrap();
     }
     let mut text = HEADER.replace("COUNT", &all.len().to_string());
     for ((number, reason), rows) in (1..).zip(reasons).zip(&rows) {
