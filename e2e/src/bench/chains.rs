@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 const CROWDS: [usize; 3] = [4, 16, 64];
 
 /// Pods' namespaces. These are used again and again, by all sides in turn: the kernel's slow removal of a namespace would be
-/// paid by whoever is measured next. The last one's pod is there all the time.
+/// paid by whoever is measured next. The last two have a pod of each side all the time.
 struct Pods(Vec<Netns>);
 
 /// The directories of both sides' executables.
@@ -32,7 +32,7 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
     let theirs = bridge.parent().ok_or("no directory")?.to_owned();
     let plugins = Plugins { theirs, ours: tools::plugin_directory(&directory.join("bin"))? };
     let most = CROWDS.into_iter().max().unwrap_or(1);
-    let pods = Pods((0..=most).map(|_| Ok(Netns::create()?)).collect::<Result<_>>()?);
+    let pods = Pods((0..most + 2).map(|_| Ok(Netns::create()?)).collect::<Result<_>>()?);
     let mut figures = Vec::new();
     for shape in Shape::all() {
         eprintln!("  {}", shape.name);
@@ -48,10 +48,10 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
 fn one_shape(wishes: &Wishes, shape: &Shape, plugins: &Plugins, pods: &Pods, directory: &Path) -> Result<Vec<Figure>> {
     let (theirs, ours) = shape.sides(plugins, directory)?;
     // On an empty node, the first pod brings the bridge up, and the last one takes directories along.
-    let resident = pods.0.last().ok_or("no namespace")?;
-    let resident = Side::attachment("resident".into(), pods.0.len(), resident);
-    theirs.add(&resident)?;
-    ours.add(&resident)?;
+    let [.., first, second] = pods.0.as_slice() else { return Err("too few namespaces".into()) };
+    let residents = [(&theirs, first), (&ours, second)];
+    let residents = residents.map(|(side, pod)| (side, Side::attachment("resident".into(), pods.0.len(), pod)));
+    residents.iter().try_for_each(|(side, resident)| side.add(resident))?;
     let mut times: [Times; 2] = Default::default();
     let (mut probe, mut probe_processor) = (Sample::default(), Sample::default());
     for round in 0..wishes.times(shape.rounds) {
@@ -90,8 +90,7 @@ fn one_shape(wishes: &Wishes, shape: &Shape, plugins: &Plugins, pods: &Pods, dir
     for size in CROWDS.into_iter().filter(|_| shape.crowded) {
         figures.extend(crowd::measure(wishes, shape, [&theirs, &ours], pods, size)?);
     }
-    theirs.del(&resident)?;
-    ours.del(&resident)?;
+    residents.iter().try_for_each(|(side, resident)| side.del(resident))?;
     Ok(figures)
 }
 
