@@ -80,7 +80,8 @@ impl Report {
         let mut lines = vec![format!("seed {}, {} s", self.seed, self.seconds)];
         if let Some(walk) = &self.walk {
             let calls: u64 = walk.calls.values().sum();
-            lines.push(format!("walk: {} kills at {calls} system calls of {} verbs", walk.kills, walk.calls.len()));
+            let (steps, kills) = (walk.steps, walk.kills);
+            lines.push(format!("walk: {kills} kills at {steps} of {calls} system calls of {} verbs", walk.calls.len()));
         }
         if let Some(cycles) = &self.cycles {
             lines.push(format!("cycles: {}, with {} kills", cycles.cycles, cycles.kills));

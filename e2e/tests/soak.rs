@@ -24,7 +24,7 @@ fn killed_at_many_a_system_call_add_and_del_leave_nothing() {
     let report = walk::run(steps, work.path(), &mut Progress::none()).unwrap();
     assert_eq!(report.failures, [""; 0], "{steps:?}");
     assert!(report.calls.values().all(|calls| *calls > 100), "{:?}", report.calls);
-    assert!(report.kills > report.calls.values().sum::<u64>() / 90, "{report:?}");
+    assert!(report.steps > 20 && report.kills > report.steps / 2, "{report:?}");
 }
 
 #[test]

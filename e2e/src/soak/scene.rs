@@ -55,12 +55,13 @@ impl Scene {
         let addresses = way.addresses(&ground.files, Size::Small)?;
         let intact = ground.remains()?;
         let mut scene =
-            Scene { ground, network, addresses, pod, attachment, _bystander: bystander, intact, calls: [0; 3] };
-        for verb in [Verb::Add, Verb::Del, Verb::Add, Verb::Gc] {
+            Scene { ground, network, addresses, pod, attachment, _bystander: bystander, intact, calls: [u64::MAX; 3] };
+        for verb in [Verb::Add, Verb::Del, Verb::Add, Verb::Gc, Verb::Add, Verb::Del, Verb::Add, Verb::Gc] {
             let mut killer = Killer::counting();
             scene.carry_out(verb, &mut |child, config| killer.handle(child, config))?;
             if let Some(calls) = scene.calls.get_mut(verb as usize) {
-                *calls = killer.seen();
+                // Where it had to wait, it asked again and again.
+                *calls = killer.seen().min(*calls);
             }
         }
         scene.compare()?;

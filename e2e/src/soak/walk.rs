@@ -22,7 +22,9 @@ pub struct Steps {
 pub struct Report {
     /// system calls of each verb and way
     pub calls: BTreeMap<String, u64>,
-    /// how many of them were the last that a plugin did not make
+    /// how many of them were taken
+    pub steps: u64,
+    /// how many of those were the first that a plugin did not make; the others were not met again
     pub kills: u64,
     /// each with the call
     pub failures: Vec<String>,
@@ -37,6 +39,7 @@ pub fn run(steps: Steps, directory: &Path, progress: &mut Progress) -> Result<Re
             let calls = scenes.of(way)?.calls(verb);
             report.calls.insert(format!("{verb} of {}", way.name()), calls);
             for (turn, at) in (steps.offset % steps.stride.max(1)..calls).step_by(stride).enumerate() {
+                report.steps += 1;
                 let scene = scenes.of(way)?;
                 let cleanup = if turn % 2 == 0 { Verb::Del } else { Verb::Gc };
                 let mut place = format!("call {at}");
