@@ -11,6 +11,7 @@ pub mod bench;
 pub mod cluster;
 pub mod containerd;
 pub mod demo;
+pub mod entry;
 pub mod etcd;
 pub mod fabric;
 pub mod faults;
