@@ -17,6 +17,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+/// How many of the dead are buried at a time. Each may take milliseconds, under a lock that others wait for: a node that comes
+/// back with tens of thousands of them starts its pods at once all the same.
+const BATCH: usize = 64;
+
 /// Where reservations are kept unless `dataDir` says otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
@@ -141,7 +145,7 @@ fn free(ledger: &mut Ledger, set: &RangeSet, index: usize, undertaker: Undertake
         return Ok(address);
     }
     let census = ledger.census(|ip| set.range_of(ip).is_some())?;
-    bury(ledger, &census.dead, undertaker);
+    bury(ledger, census.dead.get(..BATCH).unwrap_or(&census.dead), undertaker);
     ledger.next(set, index)?.ok_or_else(|| exhausted(ledger, set, census))
 }
 

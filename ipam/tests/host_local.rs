@@ -211,6 +211,10 @@ fn a_crowd_inherits_from_the_dead() {
         (&file).write_all(format!("dead{last}\r\neth0").as_bytes()).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000)).unwrap();
     }
+    finish(start(OURS, "ADD", "first", &config));
+    // Nobody waits until all the dead are buried.
+    assert_eq!(reservations(directory.path()).len(), 253 - 64 + 1);
+    finish(start(OURS, "DEL", "first", &config));
     let crowd: Vec<Child> = (0..200).map(|pod| start(OURS, "ADD", &format!("pod{pod}"), &config)).collect();
     let given: BTreeSet<String> = crowd.into_iter().map(finish).map(address).collect();
     assert_eq!(given.len(), 200);
