@@ -269,8 +269,8 @@ pub(crate) fn memory(options: &Options) -> Place {
     Place { directory: options.state_dir.clone(), store }
 }
 
-/// The network configuration and, if it is the store's, its text: from the file if one is named, or from the store as soon as it is there; while
-/// the store does not answer, the one of the last start.
+/// The network configuration and, if it is the store's, its text: from the file if one is named, or from the store as soon as
+/// it is there; while the store does not answer or refuses to, the one of the last start.
 async fn network_config(
     options: &Options,
     store: &Store,
@@ -290,15 +290,15 @@ async fn network_config(
                     .map_err(|error| format!("network configuration in the store: {error}"))?;
                 return Ok((config, Some(text)));
             }
-            Err(StoreError::Unavailable(reason)) => {
+            Err(error) => {
                 let known = last.and_then(|last| last.config.clone());
                 if let Some((config, text)) = known.and_then(|text| Some((NetworkConfig::parse(&text).ok()?, text))) {
-                    tracing::warn!("{reason}; going on with the network configuration of the last start");
+                    tracing::warn!("{error}; going on with the network configuration of the last start");
                     return Ok((config, Some(text)));
                 }
+                let StoreError::Unavailable(reason) = error else { return Err(error.to_string()) };
                 health.set(Condition::Lease, Err(format!("waiting for the network configuration: {reason}")));
             }
-            Err(error) => return Err(error.to_string()),
         }
         health.beat();
         sleep(RETRY).await;

@@ -3,7 +3,7 @@
 
 use crate::family::PerFamily;
 use crate::health::{Condition, Health};
-use crate::lease::{Announcement, Lease};
+use crate::lease::{self, Announcement, Lease, Subnets};
 use crate::network_config::NetworkConfig;
 use crate::store::{Contact, Held, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
 use ipnetwork::IpNetwork;
@@ -22,6 +22,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// What people are told while the node serves its pods with a lease that the store has not confirmed.
 const REMEMBERED: &str = "lease from memory";
+/// What people are told when the node could not get its subnet back.
+const MOVED: &str = "subnet of this node's pods";
 
 /// What the keeper works with.
 pub struct Keeper {
@@ -47,7 +49,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Keeps the lease for ever and hands every new state of it to `leases`. Ends with an error that trying again does not
-    /// mend.
+    /// mend, but only on a node that never had a lease: one that has pods to serve goes on trying.
     pub async fn run(mut self, leases: watch::Sender<Option<Held>>) -> StoreError {
         loop {
             let own = match self.acquire(&leases).await {
@@ -56,6 +58,13 @@ impl Keeper {
             };
             tracing::info!("leased {}", own.lease);
             self.health.note(REMEMBERED, String::new());
+            if let Some(former) = self.former(&leases).filter(|former| *former != own.lease.subnets) {
+                let (former, now) = (lease::key(&former), own.lease.key());
+                let text = format!("{now} now; {former} is lost: pods that have addresses of it must be replaced");
+                self.health.note(MOVED, text);
+            }
+            // From here on the store's word counts; what it takes away does not come back from memory.
+            self.remembered = None;
             self.previous = own.lease.subnets;
             self.health.set(Condition::Lease, Ok(()));
             leases.send_replace(Some(Held::from(&own)));
@@ -63,6 +72,11 @@ impl Keeper {
             // The pods and the kernel's tables stay as they are while the lease is fought for.
             self.health.set(Condition::Lease, Err(reason.to_string()));
         }
+    }
+
+    /// The subnets that the node's pods have addresses of, if there may be any.
+    fn former(&self, leases: &watch::Sender<Option<Held>>) -> Option<Subnets> {
+        leases.borrow().as_ref().or(self.remembered.as_ref()).map(|held| held.lease.subnets)
     }
 
     /// While the store does not answer, the lease of the last life is in force: the node's pods have no use for waiting.
@@ -74,11 +88,11 @@ impl Keeper {
                 Want { config: &self.config, announcement: &announcement, previous: self.previous, node: &self.node };
             match self.store.acquire(&want).await {
                 Ok(own) => return Ok(own),
-                Err(error @ StoreError::Invalid(_)) => return Err(error),
-                Err(StoreError::Unavailable(why)) if self.remembered.is_some() => {
+                Err(error @ StoreError::Invalid(_)) if self.former(leases).is_none() => return Err(error),
+                Err(StoreError::Unavailable(why) | StoreError::Invalid(why)) if self.remembered.is_some() => {
                     if let Some(held) = &self.remembered {
                         let lease = Lease { subnets: held.lease.subnets, announcement };
-                        self.health.note(REMEMBERED, format!("{} until the store answers: {why}", lease.key()));
+                        self.health.note(REMEMBERED, format!("{} until the store confirms it: {why}", lease.key()));
                         self.health.set(Condition::Lease, Ok(()));
                         leases.send_replace(Some(Held { lease, expires: held.expires }));
                     }

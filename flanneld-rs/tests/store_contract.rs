@@ -10,6 +10,8 @@ mod etcd_only;
 mod etcd_server;
 #[path = "store_contract/file_only.rs"]
 mod file_only;
+#[path = "store_contract/keepers.rs"]
+mod keepers;
 #[path = "store_contract/place.rs"]
 mod place;
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::watch::Receiver;
 
 /// Longer than anything takes; reached only by a red test.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) enum Place {
     File(tempfile::TempDir),

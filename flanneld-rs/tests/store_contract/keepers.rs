@@ -1,0 +1,150 @@
+//! Whole keepers on a real etcd: a crowd that starts at once, and an etcd that says no.
+
+use crate::etcd_server::EtcdServer;
+use crate::place::{Node, PATIENCE, Place, config, node, run};
+use etcd_client::{Client, ConnectOptions, Permission};
+use flanneld_rs::health::{Condition, Health};
+use flanneld_rs::keeper::Keeper;
+use flanneld_rs::lease::{Announcement, Lease, parse_key};
+use flanneld_rs::network_config::NetworkConfig;
+use flanneld_rs::store::{EtcdOptions, EtcdStore, Held, LeaseStore, LeaseWatch, Store, StoreError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A keeper at work, as in a daemon of its own.
+struct Running {
+    leases: watch::Receiver<Option<Held>>,
+    health: Health,
+    task: JoinHandle<StoreError>,
+    _announced: watch::Sender<Announcement>,
+    _watch: LeaseWatch,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Running {
+    fn start(node: &Node, store: Store, config: NetworkConfig, remembered: Option<Held>) -> Self {
+        let health = Health::new();
+        // All else is well.
+        for condition in [Condition::Peers, Condition::Overlay, Condition::Firewall, Condition::Files] {
+            health.set(condition, Ok(()));
+        }
+        let watch = store.watch();
+        let (announced, announcement) = watch::channel(node.announcement.clone());
+        let keeper = Keeper {
+            store: Arc::new(store),
+            config: Arc::new(config),
+            node: node.name.clone(),
+            previous: node.previous,
+            remembered,
+            margin: Duration::from_secs(3600),
+            announcement,
+            snapshots: watch.receiver(),
+            health: health.clone(),
+        };
+        let (publish, leases) = watch::channel(None);
+        Running { leases, health, task: tokio::spawn(keeper.run(publish)), _announced: announced, _watch: watch }
+    }
+
+    /// Waits for a lease that is published.
+    async fn until(&mut self, wanted: impl Fn(&Held) -> bool) -> Lease {
+        let published = self.leases.wait_for(|held| held.as_ref().is_some_and(&wanted));
+        let published = timeout(PATIENCE, published).await.ok().and_then(Result::ok).and_then(|held| held.clone());
+        published.unwrap_or_else(|| panic!("no such lease; health: {:?}", self.health.ready())).lease
+    }
+
+    /// Waits until the health is as wanted.
+    async fn until_health(&self, wanted: impl Fn(&Result<(), String>) -> bool) {
+        let reached = timeout(PATIENCE, async {
+            while !wanted(&self.health.ready()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(reached.await.is_ok(), "health: {:?}", self.health.ready());
+    }
+}
+
+#[test]
+fn fifty_daemons_that_start_at_once_get_fifty_of_64_subnets() {
+    run(Place::etcd(EtcdServer::shared()), async |place| {
+        let config = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.64.0","SubnetMax":"10.5.127.0","Backend":{"Type":"host-gw"}}"#;
+        let config = NetworkConfig::parse(config).unwrap();
+        // All of them remember the same subnet, as machines do that were made from one image.
+        let nodes = (1..=50).map(|number| node(number).remembers("10.5.100.0/24"));
+        let mut keepers: Vec<_> = nodes.map(|node| Running::start(&node, place.open(), config.clone(), None)).collect();
+        let mut subnets = BTreeSet::new();
+        for keeper in &mut keepers {
+            let lease = keeper.until(|_| true).await;
+            assert!(subnets.insert(lease.subnets), "{lease} has two owners");
+        }
+        assert!(keepers.iter().all(|keeper| !keeper.task.is_finished()), "none has given up");
+        let prefix = format!("{}/subnets/", place.options().prefix);
+        let client = place.client().await;
+        let options = etcd_client::GetOptions::new().with_prefix();
+        let listed = client.kv_client().get(prefix.as_str(), Some(options)).await.unwrap();
+        let listed: BTreeSet<_> =
+            listed.kvs().iter().map(|kv| parse_key(&kv.key_str().unwrap()[prefix.len()..]).unwrap()).collect();
+        assert_eq!(listed, subnets, "what the store has is what the nodes have");
+    });
+}
+
+/// An etcd with users: root, and `node` without any permission so far.
+async fn with_users(place: &Place) -> (Client, impl Fn() -> Store) {
+    let mut admin = place.client().await;
+    admin.user_add("root", "root's", None).await.unwrap();
+    admin.user_grant_role("root", "root").await.unwrap();
+    admin.role_add("nodes").await.unwrap();
+    admin.user_add("node", "its own", None).await.unwrap();
+    admin.user_grant_role("node", "nodes").await.unwrap();
+    admin.auth_enable().await.unwrap();
+    let options = place.options();
+    let root = ConnectOptions::new().with_user("root", "root's");
+    let admin = Client::connect(&options.endpoints, Some(root)).await.unwrap();
+    let open = move || {
+        let user = Some(("node".to_owned(), "its own".to_owned()));
+        Store::Etcd(EtcdStore::new(EtcdOptions { user, ..options.clone() }).unwrap())
+    };
+    (admin, open)
+}
+
+#[test]
+fn a_node_without_permission_serves_its_pods_if_it_has_any() {
+    run(Place::etcd(Arc::new(EtcdServer::start())), async |place| {
+        let (mut admin, open) = with_users(&place).await;
+        // Nothing to lose: the operator is told at once.
+        let mut first = Running::start(&node(1), open(), config(), None);
+        let error = timeout(PATIENCE, &mut first.task).await.unwrap().unwrap();
+        assert!(matches!(&error, StoreError::Invalid(text) if text.contains("permission denied")), "{error}");
+
+        let mut first = node(1).remembers("10.5.9.0/24");
+        first.announcement.backend_type = "host-gw".into();
+        let lease = Lease { subnets: first.previous, announcement: first.announcement.clone() };
+        let remembered = Some(Held { lease: lease.clone(), expires: None });
+        let mut first = Running::start(&first, open(), config(), remembered);
+        assert_eq!(first.until(|_| true).await, lease);
+        first.until_health(Result::is_ok).await;
+
+        // It may write its own key and no other: the memory is confirmed, and from then on has an end.
+        let prefix = format!("{}/subnets/", place.options().prefix);
+        let own = format!("{prefix}{}", lease.key());
+        admin.role_grant_permission("nodes", Permission::read(prefix.as_str()).with_prefix()).await.unwrap();
+        admin.role_grant_permission("nodes", Permission::read_write(own.as_str())).await.unwrap();
+        assert_eq!(first.until(|held| held.expires.is_some()).await, lease);
+
+        // Another node takes that one: ours goes without and says so, but does not end.
+        admin.put(own.as_str(), node(2).announcement.to_json(), None).await.unwrap();
+        first.until_health(|health| health.as_ref().is_err_and(|why| why.contains("permission denied"))).await;
+        assert!(!first.task.is_finished());
+        admin.role_grant_permission("nodes", Permission::read_write(prefix.as_str()).with_prefix()).await.unwrap();
+        first.until(|held| held.lease.subnets != lease.subnets).await;
+        first.until_health(Result::is_ok).await;
+    });
+}
