@@ -10,6 +10,8 @@ const SHORT: Duration = Duration::from_millis(5);
 /// After one that took longer, as with thousands of peers, the next one that the kernel asks for waits this many times as long:
 /// a node whose network never comes to rest costs a fifth of a processor at most.
 const REST: u32 = 4;
+/// The first look, which programs everything, does not count for more than this: who breaks something then waits no longer.
+const LONGEST_REST: Duration = Duration::from_millis(150);
 
 /// What is to be looked at, and when.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ impl Pace {
     pub(crate) fn done(&mut self, started: Instant, now: Instant, pause: Duration) {
         self.due = now + pause;
         let taken = now - started;
-        self.rested = if taken > SHORT { now + taken * REST } else { now };
+        self.rested = if taken > SHORT { now + (taken * REST).min(LONGEST_REST) } else { now };
     }
 }
 
@@ -68,16 +70,23 @@ mod tests {
         let mut pace = Pace::new(start);
         assert_eq!(pace.take(start), Some(Wake::EVERYTHING));
         assert_eq!(pace.take(start), Some(Wake::EVERYTHING), "due until a look has ended");
-        pace.done(start, start + SECOND, 10 * SECOND);
-        assert_eq!((pace.take(start + 2 * SECOND), pace.next()), (None, start + 11 * SECOND));
+        let look = Duration::from_millis(20);
+        pace.done(start, start + look, 10 * SECOND);
+        assert_eq!((pace.take(start + 2 * look), pace.next()), (None, start + look + 10 * SECOND));
         let routes = Wake { routes: true, ..Wake::default() };
         pace.wake(routes);
-        assert_eq!(pace.next(), start + 5 * SECOND, "four times as long as the look took");
-        assert_eq!(pace.take(start + 4 * SECOND), None);
-        assert_eq!(pace.take(start + 5 * SECOND), Some(routes));
-        pace.done(start + 5 * SECOND, start + 9 * SECOND, SECOND);
+        assert_eq!(pace.next(), start + 5 * look, "four times as long as the look took");
+        assert_eq!(pace.take(start + 4 * look), None);
+        assert_eq!(pace.take(start + 5 * look), Some(routes));
+        pace.done(start, start + SECOND, 2 * LONGEST_REST);
         pace.wake(routes);
-        assert_eq!(pace.take(start + 10 * SECOND), Some(Wake::EVERYTHING), "what is due does not wait for rest");
+        assert_eq!(pace.next(), start + SECOND + LONGEST_REST, "but no longer than that");
+        pace.done(start, start + SECOND, LONGEST_REST / 2);
+        assert_eq!(
+            pace.take(start + SECOND + LONGEST_REST / 2),
+            Some(Wake::EVERYTHING),
+            "what is due waits for no rest"
+        );
         pace.done(start, start + SHORT, SECOND);
         pace.wake(routes);
         assert_eq!(pace.take(start + SHORT), Some(routes), "a short look needs no rest");
