@@ -2,6 +2,8 @@
 // Helpers stop wherever something is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "store_contract/authority.rs"]
+mod authority;
 #[path = "store_contract/contract.rs"]
 mod contract;
 #[path = "store_contract/etcd_only.rs"]
@@ -12,8 +14,12 @@ mod etcd_server;
 mod file_only;
 #[path = "store_contract/keepers.rs"]
 mod keepers;
+#[path = "store_contract/members.rs"]
+mod members;
 #[path = "store_contract/place.rs"]
 mod place;
+#[path = "store_contract/rotation.rs"]
+mod rotation;
 
 /// Each test once for each store.
 macro_rules! both_stores {

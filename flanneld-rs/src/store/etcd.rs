@@ -5,6 +5,7 @@
 //! <prefix>/subnets/<key>   one lease each, on an etcd lease of 24 h; without one it is a reservation, which stays
 //! ```
 
+mod certificates;
 mod connection;
 mod keys;
 mod watch;

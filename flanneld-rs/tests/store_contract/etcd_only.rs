@@ -1,10 +1,10 @@
 //! What only etcd can suffer.
 
+use crate::authority::Authority;
 use crate::etcd_server::EtcdServer;
 use crate::place::{CONFIG, Place, config, leases, node, run, until};
 use etcd_client::Client;
 use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, LEASE_TTL, LeaseStore, Store, StoreError};
-use std::path::Path;
 use std::sync::Arc;
 
 fn server_of(place: &Place) -> Arc<EtcdServer> {
@@ -124,57 +124,23 @@ fn a_password_is_asked_for_and_given() {
     });
 }
 
-/// Makes a certificate authority and what it signs, with the openssl of the machine.
-// The test needs certificates of its own; the product starts nothing.
-#[allow(clippy::disallowed_methods)]
-fn openssl(directory: &Path, arguments: &str) {
-    let mut command = std::process::Command::new("openssl");
-    let output = command.current_dir(directory).args(arguments.split_whitespace()).output();
-    let output = output.expect("openssl must be installed (Debian package openssl)");
-    assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[test]
 fn tls_works_with_an_authority_alone_and_with_a_client_certificate() {
-    let keys = tempfile::tempdir().unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
-    let ca = "-CA ca.pem -CAkey ca.key";
-    openssl(keys.path(), &format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.pem"));
-    for (name, usage) in [("server", "serverAuth,clientAuth"), ("client", "clientAuth")] {
-        let extensions = format!("-addext subjectAltName=IP:127.0.0.1 -addext extendedKeyUsage={usage}");
-        let extensions = format!("{extensions} -addext basicConstraints=critical,CA:FALSE");
-        openssl(
-            keys.path(),
-            &format!("req -x509 {key} -subj /CN={name} -keyout {name}.key -out {name}.pem {ca} {extensions}"),
-        );
-    }
-    let file = |name: &str| keys.path().join(name);
-    let serve = |more: &[&str]| {
-        let files = [("--cert-file", "server.pem"), ("--key-file", "server.key")];
-        let files = files.map(|(flag, name)| format!("{flag}={}", file(name).display()));
-        let more = more.iter().map(|flag| (*flag).to_owned());
-        EtcdServer::start_with("https", &files.into_iter().chain(more).collect::<Vec<_>>())
-    };
-    let options = |server: &EtcdServer, client: Option<&str>| EtcdOptions {
-        endpoints: vec![format!("https://127.0.0.1:{}", server.port())],
-        prefix: "/coreos.com/network".into(),
-        cafile: Some(file("ca.pem")),
-        certfile: client.map(|name| file(&format!("{name}.pem"))),
-        keyfile: client.map(|name| file(&format!("{name}.key"))),
-        user: None,
-        ttl: LEASE_TTL,
-    };
-    let missing = |error: &StoreError| matches!(error, StoreError::Unavailable(text) if text.contains("not there yet"));
     run(Place::directory(), async |_| {
-        let server = serve(&[]);
-        let error = EtcdStore::new(options(&server, None)).unwrap().network_config().await.unwrap_err();
+        let authority = Authority::new();
+        authority.issue("client", "clientAuth");
+        let missing =
+            |error: &StoreError| matches!(error, StoreError::Unavailable(text) if text.contains("not there yet"));
+        let ask = async |server: &EtcdServer, client: Option<&str>| {
+            EtcdStore::new(authority.options(server.port(), client)).unwrap().network_config().await.unwrap_err()
+        };
+        let error = ask(&authority.serve(&[]), None).await;
         assert!(missing(&error), "an authority is enough: {error}");
 
-        let trusted = format!("--trusted-ca-file={}", file("ca.pem").display());
-        let server = serve(&["--client-cert-auth", &trusted]);
-        let error = EtcdStore::new(options(&server, Some("client"))).unwrap().network_config().await.unwrap_err();
+        let server = authority.serve_the_known();
+        let error = ask(&server, Some("client")).await;
         assert!(missing(&error), "{error}");
-        let error = EtcdStore::new(options(&server, None)).unwrap().network_config().await.unwrap_err();
+        let error = ask(&server, None).await;
         assert!(!missing(&error), "a client without certificate must be turned away");
     });
 }

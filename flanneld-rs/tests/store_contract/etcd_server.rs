@@ -1,5 +1,7 @@
 //! A real etcd of the test's own: its own ports and data, stopped and restarted at will, gone when it is dropped.
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,28 +24,45 @@ impl EtcdServer {
 
     /// Starts one whose clients come with this URL scheme, with more arguments.
     pub(crate) fn start_with(scheme: &str, more: &[String]) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let (port, peer_port) = (free_port(), free_port());
-        let (clients, peers) = (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+        let [client, peer] = free_ports();
         // The heartbeats are fast so that an election takes no time; they also bound the shortest life of a lease.
+        let fast = ["--heartbeat-interval=20".to_owned(), "--election-timeout=200".to_owned()];
+        let mut server = Self::member(scheme, "default", client, peer, &format!("default=http://127.0.0.1:{peer}"));
+        server.arguments.extend(fast.iter().chain(more).cloned());
+        server.restart();
+        server
+    }
+
+    /// Starts three that are one cluster, without TLS.
+    pub(crate) fn cluster() -> [Self; 3] {
+        let ports: [u16; 6] = free_ports();
+        let (clients, peers) = ports.split_at(3);
+        let all: Vec<_> = peers.iter().map(|port| format!("m{port}=http://127.0.0.1:{port}")).collect();
+        let member = |number: usize| {
+            let peer = peers[number];
+            Self::member("http", &format!("m{peer}"), clients[number], peer, &all.join(","))
+        };
+        let servers = [0, 1, 2].map(member);
+        // None of them serves alone.
+        servers.iter().for_each(Self::spawn);
+        servers.iter().for_each(Self::wait);
+        servers
+    }
+
+    fn member(scheme: &str, name: &str, client: u16, peer: u16, cluster: &str) -> Self {
+        let (clients, peers) = (format!("{scheme}://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
         let arguments = [
-            ("--listen-client-urls", clients.as_str()),
+            ("--name", name),
+            ("--listen-client-urls", &clients),
             ("--advertise-client-urls", &clients),
             ("--listen-peer-urls", &peers),
             ("--initial-advertise-peer-urls", &peers),
-            ("--initial-cluster", &format!("default={peers}")),
-            ("--heartbeat-interval", "20"),
-            ("--election-timeout", "200"),
+            ("--initial-cluster", cluster),
         ]
         .map(|(flag, value)| format!("{flag}={value}"));
-        let server = Self {
-            data,
-            arguments: arguments.into_iter().chain(more.iter().cloned()).collect(),
-            port,
-            process: Mutex::new(None),
-        };
-        server.restart();
-        server
+        // A busy disk is no matter of these tests; what a killed process has written is kept all the same.
+        let arguments = arguments.into_iter().chain(["--unsafe-no-fsync".to_owned()]).collect();
+        Self { data: tempfile::tempdir().unwrap(), arguments, port: client, process: Mutex::new(None) }
     }
 
     /// One for all tests that run at the moment; each uses a key prefix of its own.
@@ -73,18 +92,33 @@ impl EtcdServer {
         }
     }
 
+    /// From now on it says nothing, and closes nothing: as a machine that hangs. [`Self::stop`] ends it all the same.
+    pub(crate) fn freeze(&self) {
+        let process = self.process().as_ref().unwrap().id();
+        nix::sys::signal::kill(Pid::from_raw(process.try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    }
+
     /// Starts it on the data it had.
-    // The test starts the real etcd; the product starts nothing.
-    #[allow(clippy::disallowed_methods)]
     pub(crate) fn restart(&self) {
         self.stop();
+        self.spawn();
+        self.wait();
+    }
+
+    // The test starts the real etcd; the product starts nothing.
+    #[allow(clippy::disallowed_methods)]
+    fn spawn(&self) {
         let log = std::fs::File::create(self.data.path().join("log")).unwrap();
         let mut command = Command::new("etcd");
         command.arg(format!("--data-dir={}", self.data.path().join("data").display())).args(&self.arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let process = command.spawn().expect("etcd must be installed (Debian package etcd-server)");
         *self.process() = Some(process);
-        let deadline = Instant::now() + Duration::from_secs(20);
+    }
+
+    /// Waits until it takes connections, which it does once it is a member of a cluster with a leader.
+    fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             let exited = self.process().as_mut().and_then(|process| process.try_wait().unwrap());
             if exited.is_some() || Instant::now() > deadline {
@@ -103,6 +137,8 @@ impl Drop for EtcdServer {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+/// Ports that are free, and differ.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [(); COUNT].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
 }

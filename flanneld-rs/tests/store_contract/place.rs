@@ -185,6 +185,19 @@ pub(crate) fn v4(own: &OwnLease) -> String {
     own.lease.subnets.v4.unwrap().to_string()
 }
 
+/// Asks again as long as the store is out of reach.
+pub(crate) async fn persist<T>(request: impl AsyncFn() -> Result<T, StoreError>) -> T {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match request().await {
+            Err(StoreError::Unavailable(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            outcome => return outcome.unwrap(),
+        }
+    }
+}
+
 /// Waits for a snapshot.
 pub(crate) async fn until(watch: &mut Receiver<Snapshot>, wanted: impl Fn(&Snapshot) -> bool) -> Snapshot {
     let found = tokio::time::timeout(PATIENCE, watch.wait_for(|snapshot| wanted(snapshot))).await;

@@ -1,12 +1,10 @@
 //! The connection to etcd: one endpoint at a time, the next one when it fails.
 
 use super::EtcdOptions;
+use super::certificates::{self, Version};
 use crate::store::StoreError;
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
-use std::fs;
+use etcd_client::{Client, ConnectOptions, Error};
 use std::future::Future;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -16,26 +14,27 @@ pub(super) const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// A silent connection is probed this often (etcd allows every 5 s), and is dead when the probe is not answered in time.
 const PROBE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// Where Debian keeps the certificate authorities that the machine trusts.
-const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// How often the files of a connection that goes on are looked at.
+const FILES_LOOK: Duration = Duration::from_secs(5);
 
 /// A client of the endpoint whose turn it is.
 ///
 /// Not etcd-client's own balancing: that goes on giving requests to endpoints that are down, and flannel's default names two
-/// ports of which only one ever answers. A new connection also reads the certificates again, which may have been renewed.
+/// ports of which only one ever answers. Certificates are read for each connection, and a connection ends with the files that
+/// it was made with: rotation needs no restart.
 #[derive(Debug)]
 pub(super) struct Connection {
     options: EtcdOptions,
-    state: Mutex<State>,
-    /// how often the node has moved
-    moves: watch::Sender<u64>,
+    state: watch::Sender<State>,
 }
 
 #[derive(Default)]
 struct State {
     /// counts the connections given up
     turn: usize,
-    client: Option<Client>,
+    /// how often the node has moved
+    moves: u64,
+    client: Option<(Client, Vec<Version>)>,
 }
 
 impl std::fmt::Debug for State {
@@ -62,9 +61,9 @@ impl Connection {
                     "etcd endpoint {endpoint}: must begin with http:// or https://"
                 )));
             }
-            tls(&options, endpoint)?;
+            certificates::tls(&options, endpoint)?;
         }
-        Ok(Self { options, state: Mutex::default(), moves: watch::Sender::default() })
+        Ok(Self { options, state: watch::Sender::default() })
     }
 
     /// All endpoints, for messages.
@@ -76,26 +75,46 @@ impl Connection {
         &self.options
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A client, and the number of its turn for [`Self::give_up`] and [`Self::ended`].
+    pub(super) async fn client(&self) -> Result<(Client, usize), StoreError> {
+        let files = certificates::versions(&self.options);
+        let (turn, present) = {
+            let state = self.state.borrow();
+            (state.turn, state.client.clone())
+        };
+        match present {
+            None => self.connect(turn, files).await,
+            Some((client, read)) if read == files => Ok((client, turn)),
+            Some((client, _)) => {
+                // To the same endpoint; the former connection serves whoever has begun something on it.
+                let next = turn.wrapping_add(self.options.endpoints.len());
+                match self.connect(next, files).await {
+                    Ok(renewed) => {
+                        tracing::info!("{}: connected anew, since certificates or keys were replaced", self.name());
+                        Ok(renewed)
+                    }
+                    // In the middle of a rotation, perhaps: certificate and key are not of one pair yet.
+                    Err(error) => {
+                        tracing::warn!("{error}; the connection that was made with the former files goes on");
+                        Ok((client, turn))
+                    }
+                }
+            }
+        }
     }
 
-    /// A client, and the number of its turn for [`Self::give_up`].
-    pub(super) async fn client(&self) -> Result<(Client, usize), StoreError> {
-        let turn = {
-            let state = self.state();
-            if let Some(client) = &state.client {
-                return Ok((client.clone(), state.turn));
-            }
-            state.turn
-        };
+    /// Makes the connection of this turn, and makes it everybody's.
+    async fn connect(&self, turn: usize, files: Vec<Version>) -> Result<(Client, usize), StoreError> {
         let endpoint = self.options.endpoints.get(turn % self.options.endpoints.len()).cloned().unwrap_or_default();
         let mut connect = ConnectOptions::new()
             .with_require_leader(true)
             .with_connect_timeout(CONNECT_PATIENCE)
             .with_keep_alive(PROBE.0, PROBE.1)
             .with_auto_token_refresh(true);
-        if let Some(tls) = tls(&self.options, &endpoint)? {
+        // They were fine when the daemon started.
+        let tls =
+            certificates::tls(&self.options, &endpoint).map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        if let Some(tls) = tls {
             connect = connect.with_tls(tls);
         }
         if let Some((name, password)) = &self.options.user {
@@ -106,11 +125,21 @@ impl Connection {
         let outcome = connected.unwrap_or_else(|_| Err(Error::EndpointError(silence())));
         match outcome {
             Ok(client) => {
-                let mut state = self.state();
-                if state.turn == turn {
-                    state.client = Some(client.clone());
-                }
+                self.state.send_if_modified(|state| {
+                    let is_later = turn > state.turn;
+                    if turn >= state.turn {
+                        (state.turn, state.client) = (turn, Some((client.clone(), files)));
+                    }
+                    is_later
+                });
                 Ok((client, turn))
+            }
+            Err(Error::TransportError(error)) => {
+                self.give_up(turn);
+                let why = chain(&error.to_string(), std::error::Error::source(&error));
+                Err(StoreError::Unavailable(format!(
+                    "connecting to etcd at {endpoint}: {why} (do --etcd-certfile and --etcd-keyfile belong together?)"
+                )))
             }
             Err(error) => {
                 self.give_up(turn);
@@ -121,23 +150,42 @@ impl Connection {
 
     /// This connection failed: the next call makes a new one, to the next endpoint. Others may have said so before.
     pub(super) fn give_up(&self, turn: usize) {
-        let mut state = self.state();
-        if state.turn == turn {
-            *state = State { turn: turn.wrapping_add(1), client: None };
-        }
+        self.state.send_if_modified(|state| {
+            let is_present = state.turn == turn;
+            if is_present {
+                (state.turn, state.client) = (turn.wrapping_add(1), None);
+            }
+            is_present
+        });
     }
 
     /// The node has other addresses: connections from the old ones never hear a thing again, and it would take [`PROBE`] to
     /// notice. The next call makes a new one, to the same endpoint.
     pub(super) fn moved(&self) {
-        let mut state = self.state();
-        *state = State { turn: state.turn.wrapping_add(self.options.endpoints.len()), client: None };
-        self.moves.send_modify(|moves| *moves += 1);
+        self.state.send_modify(|state| {
+            state.turn = state.turn.wrapping_add(self.options.endpoints.len());
+            state.moves += 1;
+            state.client = None;
+        });
     }
 
-    /// Tells of moves from now on.
-    pub(super) fn moves(&self) -> watch::Receiver<u64> {
-        self.moves.subscribe()
+    /// Returns when the connection of this turn is no longer the present one: it was given up, the node has moved, or its
+    /// certificates were replaced.
+    pub(super) async fn ended(&self, turn: usize) {
+        let mut states = self.state.subscribe();
+        let mut seen = states.borrow().client.as_ref().map(|(_, files)| files.clone()).unwrap_or_default();
+        loop {
+            tokio::select! {
+                _ = states.wait_for(|state| state.turn != turn) => return,
+                () = tokio::time::sleep(FILES_LOOK), if self.options.has_tls() => {}
+            }
+            let files = certificates::versions(&self.options);
+            // Once for each change, so that files that are of no use are not complained about for ever.
+            if files != seen {
+                seen = files;
+                drop(self.client().await);
+            }
+        }
     }
 
     /// Carries out a request, at each endpoint in turn until one answers. A request may thus be carried out twice: it must be
@@ -147,7 +195,8 @@ impl Connection {
         F: Future<Output = Result<T, Error>>,
     {
         let mut last = StoreError::Unavailable(format!("{doing}: not tried"));
-        let mut moves = self.moves();
+        let mut states = self.state.subscribe();
+        let moves = states.borrow().moves;
         for _ in &self.options.endpoints {
             let (client, turn) = match self.client().await {
                 Ok(connected) => connected,
@@ -159,7 +208,7 @@ impl Connection {
             };
             let outcome = tokio::select! {
                 outcome = tokio::time::timeout(REQUEST_PATIENCE, request(client)) => outcome,
-                Ok(()) = moves.changed() => {
+                Ok(_) = states.wait_for(|state| state.moves != moves) => {
                     last = StoreError::Unavailable(format!("{doing}: the node's address has changed meanwhile"));
                     continue;
                 }
@@ -216,7 +265,6 @@ pub(super) fn sort(error: Error) -> Failure {
         }
         Error::InvalidArgs(text) => Failure::Refused(text),
         Error::InvalidUri(error) => Failure::Refused(format!("malformed URL: {error}")),
-        Error::TransportError(error) => Failure::Refused(chain(&error.to_string(), std::error::Error::source(&error))),
         other => Failure::Connection(other.to_string()),
     }
 }
@@ -232,36 +280,4 @@ fn chain(first: &str, mut source: Option<&(dyn std::error::Error + 'static)>) ->
         source = error.source();
     }
     text
-}
-
-/// The TLS settings for an endpoint. None: it is reached without TLS.
-fn tls(options: &EtcdOptions, endpoint: &str) -> Result<Option<TlsOptions>, StoreError> {
-    let read = |flag: &str, path: &Path| {
-        fs::read(path).map_err(|error| StoreError::Invalid(format!("{flag}: reading {}: {error}", path.display())))
-    };
-    let files = [&options.cafile, &options.certfile, &options.keyfile];
-    if !endpoint.starts_with("https://") {
-        return match files.into_iter().flatten().next() {
-            // To go on without TLS would send secrets in the clear: flannel did.
-            Some(file) => Err(StoreError::Invalid(format!(
-                "etcd endpoint {endpoint} is not https, but {} is given for TLS: correct --etcd-endpoints",
-                file.display()
-            ))),
-            None => Ok(None),
-        };
-    }
-    let authorities = match &options.cafile {
-        Some(path) => read("--etcd-cafile", path)?,
-        None => fs::read(SYSTEM_AUTHORITIES).map_err(|error| {
-            StoreError::Invalid(format!(
-                "etcd endpoint {endpoint}: neither --etcd-cafile nor {SYSTEM_AUTHORITIES} ({error}) says whom to trust"
-            ))
-        })?,
-    };
-    let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(authorities));
-    if let (Some(certificate), Some(key)) = (&options.certfile, &options.keyfile) {
-        let (certificate, key) = (read("--etcd-certfile", certificate)?, read("--etcd-keyfile", key)?);
-        tls = tls.identity(Identity::from_pem(certificate, key));
-    }
-    Ok(Some(tls))
 }

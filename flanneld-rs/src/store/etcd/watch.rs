@@ -14,8 +14,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// Why a watch ended.
 enum End {
-    /// the changes to come will not be heard of, since etcd has compacted them or the node has moved: another list will show
-    /// what they led to
+    /// the changes to come will not be heard of, since etcd has compacted them or another connection is in use: a new list
+    /// will show what they led to
     Gap(&'static str),
     /// no contact
     Lost(String),
@@ -42,7 +42,6 @@ pub(super) async fn follow(store: EtcdStore, publisher: Publisher) {
 
 async fn follow_once(store: &EtcdStore, publisher: &Publisher, listed: &mut bool) -> End {
     let prefix = store.lease_prefix();
-    let mut moves = store.connection.moves();
     let list = match store.list_raw().await {
         Ok(list) => list,
         Err(error) => return End::Lost(error.to_string()),
@@ -59,10 +58,12 @@ async fn follow_once(store: &EtcdStore, publisher: &Publisher, listed: &mut bool
     *listed = true;
     // Only now: whoever sees this list may rely on hearing of what comes after it.
     publisher.live(&listing);
+    let mut ended = std::pin::pin!(store.connection.ended(turn));
     let end = loop {
         let message = tokio::select! {
             message = stream.message() => message,
-            Ok(()) = moves.changed() => break End::Gap("the node has moved"),
+            // Whoever gave it up may have noticed before us that nobody is there any more.
+            () = &mut ended => break End::Gap("another connection was made"),
         };
         let first = match message {
             Ok(Some(message)) => message,
