@@ -2,7 +2,7 @@
 //!
 //! What is in use is recorded on disk (`records`), and programmed as elements of one nftables table for each family
 //! (`table`). The record comes first and goes last: whatever a crash leaves is found from it, by DEL, by GC, and by the
-//! daemon, which puts back what somebody has removed ([`Restorer`]).
+//! daemon, which puts back what somebody has removed ([`crate::restore::Restorer`]).
 
 mod mapping;
 mod records;
