@@ -34,6 +34,8 @@ pub const DEFAULT_DIRECTORY: &str = "/var/lib/cni/cni-plugin/attachments";
 
 /// Largest record that is read, in bytes.
 const LONGEST: u64 = 1 << 20;
+/// How often a directory is made that others remove at the same time.
+const ATTEMPTS: usize = 8;
 /// Longest network name that is a directory's, in bytes (NAME_MAX is 255).
 const LONGEST_NETWORK: usize = 128;
 /// What kubelets and their runtimes tell of a pod in `CNI_ARGS`.
@@ -148,10 +150,17 @@ impl Attachments {
         if directory.is_dir() && write().is_ok() {
             return Ok(());
         }
-        // There is none yet, or it went with the last attachment in this moment.
-        make_directory(&directory)?;
         boot_state::forget_former_boots(&self.base, &boot);
-        write()
+        let mut outcome = Ok(());
+        // There is none yet, or it goes with the last attachment in this moment, and perhaps in the next one again.
+        for _attempt in 0..ATTEMPTS {
+            make_directory(&directory)?;
+            outcome = write();
+            if outcome.is_ok() || directory.is_dir() {
+                break;
+            }
+        }
+        outcome
     }
 
     /// Withdraws a record: from now on nobody restores what it tells of. It is kept for a DEL that does not get to the end.
@@ -184,6 +193,11 @@ impl Attachments {
             remove(&directory.join(name))?;
         }
         remove_directories(&directory)
+    }
+
+    /// Removes what is on record for network namespaces that are no more.
+    pub(crate) fn forget_dead_namespaces(&self) {
+        boot_state::forget_dead_namespaces(&self.base);
     }
 
     /// All records that can be read, each with its path: one that is damaged must not keep the others from being used.

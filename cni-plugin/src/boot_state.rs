@@ -2,10 +2,11 @@
 //! synced to the platter.
 
 use cni_spec::{CniError, Code};
-use kernel::netns::Netns;
+use kernel::netns::{self, Netns};
 use kernel::sysctl;
 use nix::errno::Errno;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -26,6 +27,28 @@ pub(crate) fn place(boot: &str) -> Result<String, CniError> {
 pub(crate) fn forget_former_boots(base: &Path, boot: &str) {
     for name in names(base).unwrap_or_default() {
         if !name.starts_with(boot) {
+            fs::remove_dir_all(base.join(name)).ok();
+        }
+    }
+}
+
+/// Removes what is kept for network namespaces of this boot that are no more, such as those of nodes that were containers.
+/// Best effort, and nothing where it cannot be proven: every process is looked at, if there is anything to remove at all.
+pub(crate) fn forget_dead_namespaces(base: &Path) {
+    let Ok(boot) = boot() else { return };
+    let Ok(own) = place(&boot) else { return };
+    // Listed first: whoever has a directory by now is among those that are found, unless it is dead.
+    let mut dead: BTreeSet<String> = names(base).unwrap_or_default().into_iter().collect();
+    dead.retain(|name| *name != own && name.starts_with(&format!("{boot}.netns-")));
+    if dead.is_empty() || !netns::sees_all_processes() {
+        return;
+    }
+    let survey = netns::for_each_living(&mut |netns| {
+        dead.remove(&format!("{boot}.{}", netns.name()?));
+        Ok(())
+    });
+    if survey.is_ok() {
+        for name in dead {
             fs::remove_dir_all(base.join(name)).ok();
         }
     }

@@ -1,15 +1,15 @@
 //! CHECK: compares the kernel with what ADD returned, and names every difference.
 
 use crate::add::open_sandbox;
-use crate::attachments::Attached;
+use crate::attachments::{Attached, Attachments};
 use crate::bandwidth::shaper;
 use crate::config::{Dialect, Gateway, PluginConfig};
 use crate::host_ports::{HostPorts, Record};
 use crate::plugin::kernel_error;
-use crate::shared_table::Shared;
 use crate::tuning::settings;
-use crate::{attachment, ptp};
+use crate::{attachment, plan, ptp};
 use cni_spec::{AddResult, CniError, Code, Interface, IpAssignment, NetworkConfig, Sandbox};
+use ipnetwork::IpNetwork;
 use kernel::netlink::{Link, LinkKind, Netlink, RouteEntry};
 use std::net::IpAddr;
 
@@ -39,8 +39,8 @@ pub(crate) fn check(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig)
         inspection.differences.push(error.msg);
     }
     if inspection.ours {
-        let missing = inspection.missing_in_nftables(config, sandbox, &addresses).map_err(kernel_error)?;
-        inspection.differences.extend(missing);
+        let wanted = inspection.recorded(config, sandbox, addresses);
+        inspection.differences.extend(Attachments::of(config)?.differences(&wanted)?);
     }
     let sysctls = settings::for_interface(&parsed.sysctls, &sandbox.id.ifname);
     if let Some(ports) = &parsed.ports {
@@ -103,26 +103,15 @@ impl<'a> Inspection<'a> {
         }
     }
 
-    fn missing_in_nftables(
-        &self,
-        config: &NetworkConfig,
-        sandbox: &Sandbox,
-        addresses: &[IpAddr],
-    ) -> kernel::Result<Vec<String>> {
+    /// What is on record of it.
+    fn recorded(&self, config: &NetworkConfig, sandbox: &Sandbox, addresses: Vec<IpAddr>) -> Attached {
         let hardware_address = self.parsed.guarded.then(|| self.interface.map(|interface| interface.mac.clone()));
-        let wanted = Attached {
-            masquerade: self.parsed.masquerade.clone(),
+        let own = |networks: &Vec<IpNetwork>| plan::own_networks(networks, self.ips.iter().map(|ip| ip.address));
+        Attached {
+            masquerade: self.parsed.masquerade.as_ref().map(own),
             hardware_address: hardware_address.flatten(),
-            ..Attached::new(&config.name, sandbox, addresses.to_vec())
-        };
-        let (tables, mut differences) = (wanted.tables(), Vec::new());
-        if !tables.is_empty() {
-            let mut shared = Shared::open()?;
-            for table in tables {
-                differences.extend(shared.differences(&table)?);
-            }
+            ..Attached::new(&config.name, sandbox, addresses)
         }
-        Ok(differences)
     }
 
     fn differs(&mut self, difference: String) {

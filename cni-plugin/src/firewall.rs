@@ -106,10 +106,8 @@ impl Plugin for Firewall {
         let isolated = is_isolated(config)?;
         let previous = config.prev_result.clone().unwrap_or_default();
         let bridge = isolated.then(|| bridge_of(&previous)).transpose()?;
-        let wanted = of(&record(config, sandbox, &previous, bridge));
-        let mut shared = Shared::open().map_err(kernel_error)?;
-        let differences = wanted.map(|table| shared.differences(&table)).transpose().map_err(kernel_error)?;
-        check::verdict(differences.unwrap_or_default())
+        let wanted = record(config, sandbox, &previous, bridge);
+        check::verdict(Attachments::of(config)?.differences(&wanted)?)
     }
 
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {

@@ -16,6 +16,7 @@ pub use table::{MARK, TABLE, table};
 
 pub(crate) use mapping::directory;
 
+use crate::boot_state::forget_dead_namespaces;
 use crate::plugin::kernel_error;
 use crate::shared_table::unless_there_is_no_nftables;
 use crate::teardown::Failures;
@@ -104,6 +105,7 @@ impl HostPorts {
     /// # Errors
     /// As for [`HostPorts::withdraw`]; one attachment's failure does not keep the others.
     pub fn collect(&self, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
+        forget_dead_namespaces(&self.directory);
         let Some(records) = Records::open_existing(&self.directory)? else {
             // If there ever were any, somebody removed them: nobody has a port.
             let removed = Nft::open()

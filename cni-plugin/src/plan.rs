@@ -130,7 +130,7 @@ pub(crate) fn pod(
         limits: config.limits,
         dns: if config.dns == Dns::default() { allocated.dns.clone() } else { config.dns.clone() },
         ports: Record::of(network, id, forwards),
-        masquerade: config.masquerade.as_ref().map(|networks| own_networks(networks, &ips)),
+        masquerade: config.masquerade.as_ref().map(|networks| own_networks(networks, addresses.iter().copied())),
         sysctls: settings::for_interface(&config.sysctls, &id.ifname),
         ips,
     })
@@ -171,11 +171,11 @@ impl PodPlan {
     }
 }
 
-/// `networks`, and the subnets that lie in none of them.
-fn own_networks(networks: &[IpNetwork], ips: &[IpAssignment]) -> Vec<IpNetwork> {
+/// What the pod's own networks are: `networks`, and the subnets of its addresses that lie in none of them.
+pub(crate) fn own_networks(networks: &[IpNetwork], addresses: impl Iterator<Item = IpNetwork>) -> Vec<IpNetwork> {
     let mut own = networks.to_vec();
-    for ip in ips {
-        let subnet = with_prefix(ip.address.network(), ip.address.prefix());
+    for address in addresses {
+        let subnet = with_prefix(address.network(), address.prefix());
         if !own.iter().any(|network| network.prefix() <= subnet.prefix() && network.contains(subnet.ip())) {
             own.push(subnet);
         }

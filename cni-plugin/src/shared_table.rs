@@ -2,7 +2,7 @@
 //! are. The rules are the same for all pods and are programmed once, so that a pod costs the same however many there are.
 
 use cni_spec::AttachmentId;
-use kernel::nft::{Element, Family, Field, Match, Nft, Set, Table, Value};
+use kernel::nft::{Element, Extent, Family, Field, Match, Nft, Set, Table, Value};
 use kernel::{Error, Result};
 use nix::errno::Errno;
 use sha2::{Digest, Sha256};
@@ -16,7 +16,7 @@ const PODS: [(&str, Field); 2] = [("pods4", Field::Ipv4Address), ("pods6", Field
 const LONGEST_OWNER: usize = 127;
 
 /// How often a table that others remove at the same time is made anew.
-const ATTEMPTS: usize = 8;
+pub(crate) const ATTEMPTS: usize = 32;
 
 /// The sets of every such table.
 pub(crate) fn pod_sets() -> BTreeMap<String, Set> {
@@ -100,16 +100,33 @@ impl Shared {
         outcome.map(|()| false)
     }
 
+    /// In one transaction, which a flush comes before or after.
     fn put_into_sets(&mut self, table: &Table) -> Result<()> {
-        for (name, set) in &table.sets {
-            let (owned, common): (Vec<Element>, Vec<Element>) =
-                set.elements.iter().cloned().partition(|element| !element.comment.is_empty());
-            if !owned.is_empty() {
-                self.0.put_elements(table, name, &owned)?;
+        let of = |is_owned: bool| -> Vec<(&str, Vec<Element>)> {
+            let chosen = |element: &&Element| element.comment.is_empty() != is_owned;
+            let sets = table.sets.iter().filter(|(_, set)| !set.interval);
+            sets.map(|(name, set)| (&name[..], set.elements.iter().filter(chosen).cloned().collect())).collect()
+        };
+        self.0.put_elements(table, &slices(&of(true)), &slices(&of(false)))
+    }
+
+    /// How the prefixes in the kernel's table compare with those of `table`, of all its interval sets together.
+    pub(crate) fn compare_prefixes(&mut self, table: &Table) -> Result<Extent> {
+        let mut whole = Extent::Exactly;
+        for (name, _) in table.sets.iter().filter(|(_, set)| set.interval) {
+            match self.0.compare_prefixes(table, name)? {
+                Extent::Exactly => {}
+                Extent::More => whole = Extent::More,
+                Extent::Otherwise => return Ok(Extent::Otherwise),
             }
-            common.iter().try_for_each(|element| add(&mut self.0, table, name, element))?;
         }
-        Ok(())
+        Ok(whole)
+    }
+
+    /// Makes the prefixes of `table` the only ones in the kernel's.
+    pub(crate) fn replace_prefixes(&mut self, table: &Table) -> Result<()> {
+        let mut sets = table.sets.iter().filter(|(_, set)| set.interval);
+        sets.try_for_each(|(name, _)| self.0.replace_prefixes(table, name))
     }
 
     /// Removes those elements of `table` that still have the same owner in the kernel; the others have found another one.
@@ -135,7 +152,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What the kernel lacks of `table`, in words for CHECK.
+    /// What the kernel lacks of `table`, in words for CHECK; [`Shared::compare_prefixes`] is for the prefixes.
     pub(crate) fn differences(&mut self, table: &Table) -> Result<Vec<String>> {
         let name = format!("nft table {} {}", table.family, table.name);
         let mut differences = Vec::new();
@@ -177,23 +194,18 @@ impl Shared {
             nft.replace(&whole)?;
             return Ok(true);
         }
-        let mut repaired = false;
-        for (name, set) in table.sets.iter().filter(|(_, set)| !set.elements.is_empty()) {
-            if set.interval {
-                // Those that are there are left as they are, and change nothing.
-                set.elements.iter().try_for_each(|element| add(nft, table, name, element))?;
-                continue;
-            }
+        let mut additions = Vec::new();
+        for (name, set) in table.sets.iter().filter(|(_, set)| !set.interval && !set.elements.is_empty()) {
             let present: BTreeSet<Vec<Value>> =
                 nft.elements(table, name)?.into_iter().map(|element| element.key).collect();
             let missing: Vec<Element> =
                 set.elements.iter().filter(|element| !present.contains(&element.key)).cloned().collect();
             if !missing.is_empty() {
-                nft.add_elements(table, name, &missing)?;
-                repaired = true;
+                additions.push((&name[..], missing));
             }
         }
-        Ok(repaired)
+        nft.add_to_sets(table, &slices(&additions))?;
+        Ok(!additions.is_empty())
     }
 
     /// The elements of a set.
@@ -217,12 +229,8 @@ impl Shared {
     }
 }
 
-/// Adds an element that is nobody's; one that is there, or overlaps it, is left as it is.
-fn add(nft: &mut Nft, table: &Table, set: &str, element: &Element) -> Result<()> {
-    match nft.add_elements(table, set, std::slice::from_ref(element)) {
-        Err(Error { errno: Errno::EEXIST | Errno::ENOTEMPTY, .. }) => Ok(()),
-        other => other,
-    }
+fn slices<'a>(sets: &'a [(&'a str, Vec<Element>)]) -> Vec<(&'a str, &'a [Element])> {
+    sets.iter().map(|(name, elements)| (*name, &elements[..])).collect()
 }
 
 /// A kernel without nftables holds nothing that could be removed.

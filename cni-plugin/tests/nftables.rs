@@ -274,3 +274,73 @@ fn native_masquerade_and_sysctls_need_no_other_plugin() {
     let failure = node.add(eth0("c1", &pod), &config).unwrap_err();
     assert!(failure.code == 7 && failure.msg.contains("sysctl.kernel.hostname"), "{failure:?}");
 }
+
+/// The networks that pods reach under their own address are those of the pods there are, also after they changed.
+#[test]
+fn the_networks_of_a_masquerade_follow_the_configuration() {
+    let (node, pods) = (Node::new(), [(); 2].map(|()| Netns::create().unwrap()));
+    let mut config = node.native("1.1.0");
+    config["ipMasq"] = true.into();
+    let networks = |lines: &str| {
+        let subnet = "FLANNEL_SUBNET=10.9.0.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        std::fs::write(node.subnet_file(), format!("FLANNEL_NETWORK={lines}\n{subnet}")).unwrap();
+    };
+    let own = || {
+        let text = nft(&node, "list set inet cni-masquerade-net own4");
+        text.split_once("elements = {")
+            .map(|(_, rest)| rest.replace(['{', '}', '\n', '\t', ' '], ""))
+            .unwrap_or_default()
+    };
+    networks("10.0.0.0/8");
+    let old = node.add(eth0("old", &pods[0]), &config).unwrap();
+    assert_eq!(own(), "10.0.0.0/8");
+    // A narrower one lies within that of the pod that is still there, and takes its place with it.
+    networks("10.9.0.0/16,192.0.2.0/24");
+    let new = node.add(eth0("new", &pods[1]), &config).unwrap();
+    assert_eq!(own(), "10.0.0.0/8,192.0.2.0/24");
+    node.check(eth0("old", &pods[0]), &config, &old).unwrap();
+    node.check(eth0("new", &pods[1]), &config, &new).unwrap();
+    node.del(eth0("old", &pods[0]), &config).unwrap();
+    for damage in
+        ["flush set inet cni-masquerade-net own4", "add element inet cni-masquerade-net own4 { 172.16.0.0/12 }"]
+    {
+        node.gc(&config, &[("new", "eth0")]).unwrap();
+        assert_eq!(own(), "10.9.0.0/16,192.0.2.0/24", "before {damage}");
+        node.check(eth0("new", &pods[1]), &config, &new).unwrap();
+        nft(&node, damage);
+        let failure = node.check(eth0("new", &pods[1]), &config, &new).unwrap_err();
+        assert!(failure.msg.contains("others than 10.9.0.0/16, 192.0.2.0/24"), "{failure:?}");
+    }
+    let _inside = node.host.enter().unwrap();
+    let mut restorer = Restorer::new(Held::by(Attachments::recorded_in(node.attachments())));
+    assert!(restorer.restore(&mut Nft::open().unwrap()).unwrap());
+    assert_eq!(own(), "10.9.0.0/16,192.0.2.0/24");
+    node.del(eth0("new", &pods[1]), &config).unwrap();
+    node.assert_clean("deleted");
+}
+
+/// Nodes that are namespaces end without a DEL for each pod: what was recorded for them goes with the next GC elsewhere.
+#[test]
+fn records_of_nodes_that_are_no_more_go_with_gc() {
+    let (mut node, pod) = (Node::new(), Netns::create().unwrap());
+    let mut config = node.native("1.1.0");
+    config["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
+    let [dead, _living] = ["c1", "c2"].map(|name| {
+        node.add(eth0(name, &pod), &config).unwrap();
+        ip(&pod, "link del eth0");
+        std::mem::replace(&mut node.host, Netns::create().unwrap())
+    });
+    let count = |base: PathBuf| std::fs::read_dir(base).into_iter().flatten().count();
+    let places = || (count(node.attachments()), count(node.host_ports()));
+    assert_eq!(places(), (2, 2));
+    node.gc(&config, &[]).unwrap();
+    assert_eq!(places(), (2, 2), "both nodes live");
+    drop(dead);
+    // In a container of its own a process cannot tell.
+    let wanted = if kernel::netns::sees_all_processes() { (1, 1) } else { (2, 2) };
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while places() != wanted && std::time::Instant::now() < deadline {
+        node.gc(&config, &[]).unwrap();
+    }
+    assert_eq!(places(), wanted);
+}

@@ -3,7 +3,7 @@
 mod living;
 mod sandbox;
 
-pub use living::for_each_living;
+pub use living::{for_each_living, sees_all_processes};
 pub use sandbox::{die_with_parent, enter_user_namespace, isolate_mounts};
 
 use crate::{Error, Result};

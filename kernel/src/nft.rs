@@ -14,6 +14,7 @@ mod shape;
 mod table;
 mod text;
 
+pub use owned::Extent;
 pub use set::{Element, Field, Set, Value};
 pub use table::{
     Action, Chain, ConntrackState, Family, Hook, HookKind, HookPoint, Interface, Match, Policy, Protocol, Rule, Table,

@@ -3,11 +3,12 @@
 use super::{Attached, Attachments, Part};
 use crate::plugin::kernel_error;
 use crate::restore::Recorded;
-use crate::shared_table::{self, Shared, unless_there_is_no_nftables};
+use crate::shared_table::{self, ATTEMPTS, Shared, unless_there_is_no_nftables};
 use crate::teardown::Failures;
 use crate::{guard, masquerade};
 use cni_spec::{AttachmentId, CniError};
-use kernel::nft::{Nft, Table};
+use kernel::nft::{Extent, Nft, Table};
+use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
@@ -30,6 +31,10 @@ impl Attachments {
         let mut shared = Shared::open().map_err(kernel_error)?;
         for table in &tables {
             made |= shared.put(table).map_err(kernel_error)?;
+            // Others may have more networks of their own than this one.
+            if shared.compare_prefixes(table).map_err(kernel_error)? == Extent::Otherwise {
+                self.align_prefixes(&mut shared, &table.name)?;
+            }
         }
         if made {
             self.restore_all(&mut Nft::open().map_err(kernel_error)?)?;
@@ -69,8 +74,8 @@ impl Attachments {
         let mut failures = Failures::default();
         failures.note_cni(self.forget_others(network, valid));
         let owners: BTreeSet<String> = valid.iter().map(|id| shared_table::owner(network, id)).collect();
+        let masquerade = masquerade::table(network);
         failures.note(unless_there_is_no_nftables(Shared::open().and_then(|mut shared| {
-            let masquerade = masquerade::table(network);
             if owners.is_empty() {
                 shared.delete(&masquerade)?;
             } else {
@@ -80,7 +85,72 @@ impl Attachments {
                 .retain(&guard::table(), |found| !shared_table::is_of(network, found) || owners.contains(found))
                 .map(drop)
         })));
+        if !owners.is_empty() {
+            failures.note_cni(self.align_recorded(&masquerade.name));
+        }
+        self.forget_dead_namespaces();
         failures.into_result()
+    }
+
+    fn align_recorded(&self, table: &str) -> Result<(), CniError> {
+        // Without a record there is no need for a connection either, nor for nftables.
+        match self.recorded_table(table)? {
+            Some(_) => self.align_prefixes(&mut Shared::open().map_err(kernel_error)?, table).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// What differs from `record` in nftables, in words for CHECK.
+    ///
+    /// # Errors
+    /// `Io`, `Kernel` if it cannot be told.
+    pub(crate) fn differences(&self, record: &Attached) -> Result<Vec<String>, CniError> {
+        let (tables, mut differences) = (record.tables(), Vec::new());
+        if tables.is_empty() {
+            return Ok(differences);
+        }
+        let mut shared = Shared::open().map_err(kernel_error)?;
+        for table in tables {
+            differences.extend(shared.differences(&table).map_err(kernel_error)?);
+            if !table.sets.values().any(|set| set.interval) {
+                continue;
+            }
+            let mut whole = self.recorded_table(&table.name)?.unwrap_or_else(|| table.clone());
+            table.sets.into_iter().for_each(|(name, set)| shared_table::insert(&mut whole, &name, set.elements));
+            if shared.compare_prefixes(&whole).map_err(kernel_error)? != Extent::Exactly {
+                let networks = whole.sets.values().filter(|set| set.interval).flat_map(|set| &set.elements);
+                let networks: Vec<String> = networks.map(ToString::to_string).collect();
+                let (name, networks) = (&whole.name, networks.join(", "));
+                differences
+                    .push(format!("nft table inet {name} takes others than {networks} for the pods' own networks"));
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Makes the prefixes in a table those of all attachments on record, and tells whether they differed.
+    fn align_prefixes(&self, shared: &mut Shared, table: &str) -> Result<bool, CniError> {
+        let mut differed = false;
+        // Records that come in between are read the next time: the last one who wrote sees that all is well.
+        for _attempt in 0..ATTEMPTS {
+            let Some(whole) = self.recorded_table(table)? else { break };
+            if shared.compare_prefixes(&whole).map_err(kernel_error)? == Extent::Exactly {
+                break;
+            }
+            match shared.replace_prefixes(&whole) {
+                // With the table, which somebody removed, others come back as well.
+                Err(error) if error.errno == Errno::ENOENT => break,
+                replaced => replaced.map_err(kernel_error)?,
+            }
+            differed = true;
+        }
+        Ok(differed)
+    }
+
+    /// A table with what all attachments on record have in it.
+    fn recorded_table(&self, name: &str) -> Result<Option<Table>, CniError> {
+        let tables = merged(self.all()?.iter().map(|(_, record)| record));
+        Ok(tables.into_iter().find(|table| table.name == name))
     }
 
     /// Puts back what is missing of all attachments, and tells whether anything was.
@@ -91,11 +161,16 @@ impl Attachments {
         for table in &tables {
             repaired |= Shared::restore(nft, table).map_err(kernel_error)?;
         }
+        let mut shared = Shared::open().map_err(kernel_error)?;
+        for table in &tables {
+            if shared.compare_prefixes(table).map_err(kernel_error)? != Extent::Exactly {
+                repaired |= self.align_prefixes(&mut shared, &table.name)?;
+            }
+        }
         if repaired {
             // Whoever was detached in the meantime has looked for its elements already.
             let gone: Vec<&Attached> =
                 records.iter().filter(|(path, _)| !path.exists()).map(|(_, record)| record).collect();
-            let mut shared = Shared::open().map_err(kernel_error)?;
             for table in gone.into_iter().flat_map(Attached::tables) {
                 shared.remove(&table).map_err(kernel_error)?;
             }

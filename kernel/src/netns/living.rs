@@ -33,6 +33,14 @@ pub fn for_each_living(visit: &mut dyn FnMut(&Netns) -> Result<()>) -> Result<()
     search.conclude()
 }
 
+/// Whether this process sees all others, which it does in the first namespace of processes only: what lives in a container
+/// sees nothing of the namespaces outside of it.
+pub fn sees_all_processes() -> bool {
+    // PROC_PID_INIT_INO (linux/proc_ns.h)
+    const FIRST: u64 = 0xefff_fffc;
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
+}
+
 struct Search<'a> {
     visit: &'a mut dyn FnMut(&Netns) -> Result<()>,
     /// inode numbers of the namespaces that were visited

@@ -98,6 +98,15 @@ pub(super) fn remove_elements(table: &Table, set: &str, elements: &[Element]) ->
     element_steps(table, set, find_set(table, set)?, elements, DELETE_ELEMENT)
 }
 
+/// The removal of all elements of a set, and the addition of those that its description has.
+pub(super) fn set_replacement(table: &Table, set: &str) -> Result<Vec<Step>> {
+    let description = find_set(table, set)?;
+    let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, set);
+    let mut steps = vec![step(format!("emptying set {set} of {}", describe(table)), DELETE_ELEMENT, 0, content)];
+    steps.extend(element_steps(table, set, description, &description.elements, NEW_ELEMENT)?);
+    Ok(steps)
+}
+
 /// What a question for one element of a set without intervals consists of.
 pub(super) fn element_key(table: &Table, set: &str, element: &Element) -> Result<Attributes> {
     let encoded = element::encode(find_set(table, set)?, [element]).map_err(|reason| {
