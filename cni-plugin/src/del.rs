@@ -17,6 +17,7 @@ pub(crate) fn del(
 ) -> Result<(), CniError> {
     let bridge = config::bridge_name(dialect, config)?;
     let keeper = config::keeper(dialect, config)?;
+    let (ports, attachments) = (config::host_ports(dialect, config)?, Attachments::of(config)?);
     let listed: Vec<IpAddr> =
         config.prev_result.iter().flat_map(|result| &result.ips).map(|ip| ip.address.ip()).collect();
     let mut failures = Failures::default();
@@ -26,7 +27,6 @@ pub(crate) fn del(
         Vec::new()
     });
     failures.note_cni(keeper.part(id, netns, args, config));
-    let (ports, attachments) = (config::host_ports(dialect, config)?, Attachments::of(config)?);
     let (bridge, ports) = (bridge.as_deref(), ports.as_ref());
     let remains =
         Remains { id, network: &config.name, netns, bridge, addresses: &addresses, ports, attachments: &attachments };

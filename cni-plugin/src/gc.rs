@@ -27,8 +27,11 @@ pub(crate) fn gc(dialect: Dialect, config: &NetworkConfig, valid: &[AttachmentId
     failures.note_cni(Attachments::of(config)?.collect(&config.name, valid));
     let bridge = bridge.map(|bridge| host.link(&bridge)).transpose().map_err(kernel_error)?.flatten();
     if let (Keeper::Ledger(dir), Some(bridge)) = (&keeper, bridge) {
-        for address in host_local::addresses_of_others(dir, &config.name, valid)? {
-            failures.note(host.delete_neighbour(bridge.index, address));
+        match host_local::addresses_of_others(dir, &config.name, valid) {
+            Ok(addresses) => {
+                addresses.into_iter().for_each(|address| failures.note(host.delete_neighbour(bridge.index, address)))
+            }
+            Err(error) => failures.note_cni(Err::<(), _>(error)),
         }
     }
     failures.note_cni(keeper.gc(config, valid));
