@@ -131,7 +131,10 @@ impl PluginConfig {
     fn bridge(config: &NetworkConfig, args: &Arguments) -> Result<Self, CniError> {
         // Better no pod than one that silently lacks what its network promises.
         if config.field("vlan").number::<u16>()?.unwrap_or(0) != 0 || config.field("vlanTrunk").value().is_some() {
-            return Err(unsupported("vlan"));
+            // `preserveDefaultVlan` says something about these two only.
+            let text = "vlan and vlanTrunk, which take a bridge with VLAN filtering, are not built yet: leave them out of \
+                the network configuration, or keep the reference bridge plugin";
+            return Err(CniError::new(Code::UnsupportedField, text));
         }
         masquerade_backend(config)?;
         let is = |key: &str| Ok::<_, CniError>(config.field(key).bool()?.unwrap_or(false));
@@ -260,13 +263,4 @@ fn requested_mac(config: &NetworkConfig, args: &Arguments) -> Result<Option<Mac>
     let Some(mac) = args.get("MAC").filter(|mac| !mac.is_empty()) else { return Ok(None) };
     let invalid = |error| CniError::new(Code::InvalidEnvironment, format!("CNI_ARGS MAC: {error}"));
     mac.parse().map(Some).map_err(invalid)
-}
-
-fn unsupported(key: &str) -> CniError {
-    CniError::new(
-        Code::UnsupportedField,
-        format!(
-            "{key} in the network configuration is not built yet: leave it out, or keep the reference bridge plugin"
-        ),
-    )
 }

@@ -61,7 +61,8 @@ fn a_bridge_isolates_ports_takes_everything_and_leaves_interfaces_down() {
         plugin.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         bench.network("1.0.0", json!([plugin]))
     };
-    let isolated = bridge(json!({"portIsolation": true, "promiscMode": true}));
+    // Without a VLAN there is nothing to preserve, as for the reference.
+    let isolated = bridge(json!({"portIsolation": true, "promiscMode": true, "preserveDefaultVlan": false}));
     let (one, two) = (bench.attach(&isolated, "box1"), bench.attach(&isolated, "box2"));
     assert_eq!(bench.seen(one.sandbox.network(), two.address), "silence");
     assert_eq!(bench.seen(bench.node(), two.address), "10.88.0.1");
@@ -80,6 +81,8 @@ fn a_bridge_isolates_ports_takes_everything_and_leaves_interfaces_down() {
 
     for (wrong, named) in [
         (json!({"vlan": 7}), "vlan"),
+        (json!({"vlanTrunk": [{"id": 7}]}), "vlan"),
+        (json!({"vlan": 7, "preserveDefaultVlan": false}), "vlan"),
         (json!({"ipMasqBackend": "pf"}), "ipMasqBackend"),
         (json!({"disableContainerInterface": true}), "disableContainerInterface"),
         (json!({"promiscMode": true, "hairpinMode": true}), "promiscMode"),
