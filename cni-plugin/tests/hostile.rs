@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::{Node, eth0, with_environment};
-use kernel::netns::Netns;
+use kernel::netns::{Netns, isolate_mounts};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +32,13 @@ struct Victim {
 
 impl Victim {
     fn new() -> Self {
+        // Where a configuration was robbed of its directories, the default ones are not the machine's.
+        isolate_mounts().unwrap();
+        for directory in ["/var/lib/cni", "/run/cni"] {
+            std::fs::create_dir_all(directory).unwrap();
+            let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs", directory]).status().unwrap();
+            assert!(mounted.success(), "mounting on {directory}");
+        }
         let node = Node::new();
         let working_directory = node.dir.path().join("working/directory");
         std::fs::create_dir_all(&working_directory).unwrap();

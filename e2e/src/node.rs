@@ -57,8 +57,10 @@ impl Node {
                 "bridge": "cbr0",
                 "subnetFile": directory.join("run/subnet.env"),
                 "dataDir": directory.join("cni/networks"),
+                "capabilities": {"portMappings": true},
             }],
         }))?;
+        let network = network.with_state_in(&directory.join("cni"));
         let flags = flags.to_vec();
         Ok(Node { host, runtime, network, pods: Vec::new(), directory: directory.into(), flags, daemon: None })
     }
@@ -74,6 +76,7 @@ impl Node {
         let daemon = Program::new("flanneld-rs", tools::flanneld()?)
             .args(["--node-name", &self.host.name, "--iface", UPLINK])
             .args(["--subnet-file", &file("run/subnet.env"), "--state-dir", &file("state")])
+            .args(["--host-ports-dir", &file("cni/host-ports"), "--attachments-dir", &file("cni/attachments")])
             .args(["--wireguard-key-file", &file("wireguard.key")])
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)

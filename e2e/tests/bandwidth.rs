@@ -45,7 +45,7 @@ impl Stack {
         }
         let runtime = Runtime { plugins, cache: work.make("results").unwrap(), node };
         let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": chain(&work)});
-        Stack { runtime, network: Network::new(list).unwrap(), work }
+        Stack { runtime, network: Network::new(list).unwrap().with_state_in(work.path()), work }
     }
 
     fn chain(bridge: PathBuf, bandwidth: PathBuf) -> Self {

@@ -6,8 +6,10 @@
 
 use e2e::cluster::{Backend, Cluster, Families, Settings, Store};
 use e2e::fabric::Host;
+use e2e::node::Node;
 use e2e::pod::Sandbox;
 use e2e::probe::{ask, ask_tcp};
+use e2e::runner::Attachment;
 use e2e::stream::Stream;
 use e2e::workdir::WorkDir;
 use e2e::{eventually, oracle, tools};
@@ -164,6 +166,36 @@ fn restarts_lose_no_packet() {
         let report = stream.stop().unwrap();
         assert!(report.sent > 400, "{report:?}");
         assert_eq!(report.lost, 0, "{backend}: {report:?}");
+    }
+}
+
+/// CHECK is content with pods whose daemon is away, or was; what somebody flushed in between the next one brings back.
+#[test]
+fn pods_pass_check_after_a_restart() {
+    let work = work();
+    let mut cluster = start(&work, &Settings::new(Backend::HostGw, Store::File), 1, 1);
+    let node = &mut cluster.nodes[0];
+    let sandbox = Sandbox::start("web", work.path()).unwrap();
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 7007, "protocol": "tcp"}]});
+    let capabilities = ports.as_object().unwrap().clone();
+    let web = Attachment { capabilities, ..Attachment::eth0("web", sandbox.path()) };
+    node.runtime.add(&node.network, &web).unwrap();
+    let check = |node: &Node| -> e2e::Result<()> {
+        node.runtime.check(&node.network, &node.pods[0].attachment)?;
+        node.runtime.check(&node.network, &web)
+    };
+    for flush in [false, true] {
+        check(node).unwrap();
+        node.kill_daemon().unwrap();
+        check(node).unwrap();
+        if flush {
+            oracle::nft(&node.host.network, "flush ruleset").unwrap();
+            let error = check(node).unwrap_err().to_string();
+            assert!(error.contains("8080") && error.contains("cni-plugin-host-ports"), "{error}");
+        }
+        node.start_daemon().unwrap();
+        node.wait_ready().unwrap();
+        eventually(Duration::from_secs(10), || check(node)).unwrap();
     }
 }
 

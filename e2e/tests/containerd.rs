@@ -41,7 +41,10 @@ fn our_plugins() {
         let lines =
             "FLANNEL_NETWORK=10.88.0.0/16\nFLANNEL_SUBNET=10.88.0.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         fs::write(&file, lines).unwrap();
-        json!({"type": "flannel-rs", "bridge": "cbr0", "subnetFile": file, "dataDir": networks(work)})
+        json!({
+            "type": "flannel-rs", "bridge": "cbr0", "subnetFile": file, "dataDir": networks(work),
+            "attachmentsDir": work.path().join("attachments"), "hostPortsDir": work.path().join("host-ports"),
+        })
     });
 }
 
@@ -164,6 +167,7 @@ fn ctr_attaches_and_detaches() {
     let plugins = tools::plugin_directory(&work.path().join("bin")).unwrap();
     let plugin = json!({
         "type": "bridge", "bridge": "cbr0", "isGateway": true, "isDefaultGateway": true,
+        "attachmentsDir": work.path().join("attachments"),
         "ipam": {"type": "host-local", "dataDir": networks(&work), "ranges": [[{"subnet": "10.88.0.0/24"}]]},
     });
     let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [plugin]});

@@ -4,6 +4,7 @@ use super::Attachment;
 use crate::Result;
 use cni_spec::SpecVersion;
 use serde_json::{Map, Value};
+use std::path::Path;
 
 /// A network: a conflist as in /etc/cni/net.d.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,26 @@ impl Network {
         // One that nobody knows is for the plugins to refuse.
         let version = version.unwrap_or(SpecVersion::LATEST);
         Ok(Network { list, version })
+    }
+
+    /// The same network, whose plugins keep in `directory` what ours keep for themselves in `/var/lib/cni/cni-plugin` by
+    /// default. Others do not know these keys.
+    #[must_use]
+    pub fn with_state_in(mut self, directory: &Path) -> Self {
+        for plugin in self.list["plugins"].as_array_mut().into_iter().flatten() {
+            if matches!(plugin["type"].as_str(), Some("flannel-rs" | "portmap")) {
+                plugin["hostPortsDir"] = directory.join("host-ports").to_str().into();
+            }
+            let recorded = directory.join("attachments");
+            match plugin["type"].as_str() {
+                Some("flannel-rs" | "bridge" | "ptp" | "firewall") => {
+                    plugin["attachmentsDir"] = recorded.to_str().into()
+                }
+                Some("flannel") => plugin["delegate"]["attachmentsDir"] = recorded.to_str().into(),
+                _ => {}
+            }
+        }
+        self
     }
 
     /// The same network in another version of the protocol.

@@ -33,7 +33,8 @@ impl Stack {
         let plugins = plugins(&work);
         let runtime = Runtime { plugins, cache: work.make("results").unwrap(), node };
         let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [plugin(&work)]});
-        Stack { runtime, network: Network::new(list).unwrap(), work, versions: &["0.3.1", "0.4.0", "1.0.0", "1.1.0"] }
+        let network = Network::new(list).unwrap().with_state_in(work.path());
+        Stack { runtime, network, work, versions: &["0.3.1", "0.4.0", "1.0.0", "1.1.0"] }
     }
 
     /// bridge and host-local of containernetworking-plugins 1.1.1, which stops at 1.0.0.
@@ -69,7 +70,7 @@ impl Stack {
             "subnetFile": stack.work.path().join("subnet.env"), "dataDir": stack.work.path().join("networks"),
         });
         let list = json!({"cniVersion": "1.0.0", "name": "net1", "plugins": [plugin]});
-        Stack { network: Network::new(list).unwrap(), ..stack }
+        Stack { network: Network::new(list).unwrap().with_state_in(stack.work.path()), ..stack }
     }
 
     pub(crate) fn node(&self) -> &Netns {

@@ -93,7 +93,8 @@ impl Bench {
     }
 
     pub(crate) fn network(&self, version: &str, plugins: Value) -> Network {
-        Network::new(json!({"cniVersion": version, "name": "net1", "plugins": plugins})).unwrap()
+        let list = json!({"cniVersion": version, "name": "net1", "plugins": plugins});
+        Network::new(list).unwrap().with_state_in(self.work.path())
     }
 
     pub(crate) fn host_local(&self) -> Value {

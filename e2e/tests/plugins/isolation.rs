@@ -15,7 +15,8 @@ fn bridges_are_kept_apart() {
                               "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]});
             let bridge = json!({"type": "bridge", "bridge": bridge, "isGateway": true, "ipam": ipam});
             let firewall = json!({"type": "firewall", "ingressPolicy": "same-bridge"});
-            Network::new(json!({"cniVersion": "1.0.0", "name": name, "plugins": [bridge, firewall]})).unwrap()
+            let list = json!({"cniVersion": "1.0.0", "name": name, "plugins": [bridge, firewall]});
+            Network::new(list).unwrap().with_state_in(bench.work.path())
         };
         let (blue, red) = (network("blue", "blue0", "10.90.0.0/24"), network("red", "red0", "10.91.0.0/24"));
         let (one, two, other) = (bench.attach(&blue, "box1"), bench.attach(&blue, "box2"), bench.attach(&red, "box3"));
