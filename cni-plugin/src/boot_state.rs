@@ -87,7 +87,8 @@ pub(crate) fn write(path: &Path, draft: &Path, content: &impl Serialize) -> Resu
 pub(crate) fn remove(path: &Path) -> Result<bool, CniError> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        // A name from outside that is too long for a file is no file's.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename) => Ok(false),
         Err(error) => Err(failed("removing", path)(error)),
     }
 }

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Node, eth0, with_environment};
+use harness::{Node, eth0, ip, with_environment};
 use kernel::netns::{Netns, isolate_mounts};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -307,4 +307,19 @@ fn hostile_subnet_files_are_told_apart_from_good_ones() {
     assert_eq!(error["code"], 50);
     assert!(error["msg"].as_str().unwrap().contains(path.to_str().unwrap()), "{error}");
     assert!(judge("DEL", b"", &victim.run("DEL", &[], config.as_bytes())));
+}
+
+/// A name that is legal and yet too long for a file: ADD says so, and DEL has nothing to do.
+#[test]
+fn a_container_whose_name_is_no_file_name_can_be_deleted() {
+    let victim = Victim::new();
+    let long = "c".repeat(300);
+    let mut tuning = victim.config("tuning");
+    tuning["prevResult"] = json!({"cniVersion": "1.1.0", "interfaces": [], "ips": []});
+    ip(&victim.pod, "link add eth0 type bridge");
+    for config in [victim.config("flannel"), tuning] {
+        let failure = victim.node.add(eth0(&long, &victim.pod), &config).unwrap_err();
+        assert!(failure.code == 5 && failure.msg.contains("File name too long"), "{failure:?}");
+        victim.node.del(eth0(&long, &victim.pod), &config).unwrap();
+    }
 }
