@@ -106,6 +106,7 @@ pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
         ("faults", "faults", &|| faults::measure(wishes, &directory.join("faults"))),
         ("kernel", "programming the kernel", &|| overlay::measure(wishes)),
     ];
+    let load = machine::load()?;
     let mut figures = Vec::new();
     for (key, name, measure) in parts {
         if wishes.only.is_empty() || wishes.only.iter().any(|only| only == key) {
@@ -114,7 +115,7 @@ pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
             figures.extend(measure()?);
         }
     }
-    let text = document(&figures)?;
+    let text = document(&figures, &load)?;
     std::io::stdout().write_all(text.as_bytes())?;
     if wishes.write {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("BENCHMARKS.md");
@@ -123,17 +124,18 @@ pub fn run(wishes: &Wishes, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-fn document(figures: &[Figure]) -> Result<String> {
+fn document(figures: &[Figure], load: &str) -> Result<String> {
     let mut table = Table::new(["measurement", "reference", "ours", "ratio", "wanted", "note"]);
     for figure in figures {
         table.row(figure.row());
     }
     Ok(format!(
-        "# Benchmarks\n\n{}\n\nWritten by `make bench ARGS=--write`. The reference is Debian's package \
+        "# Benchmarks\n\n{} {load}\n\nWritten by `make bench ARGS=--write`. The reference is Debian's package \
          containernetworking-plugins, measured alternately with ours in the same run; the ratio is ours to the reference's, \
          smaller is better. Its portmap uses iptables, as kube-flannel has it. \"At once\" is the time until all are done, \
          divided by their number. Processor time is that of the processes themselves, without what the kernel does later on its \
-         own account. All files are on a tmpfs.\n\n{}",
+         own account: on a busy machine it tells more than the wall clock, which counts whoever else had the processors, the \
+         RTNL, and RCU. All files are on a tmpfs.\n\n{}",
         machine::description()?,
         table.markdown()
     ))

@@ -1,7 +1,14 @@
-//! What the figures were measured on.
+//! What the figures were measured on, and beside what.
 
 use crate::Result;
 use std::fs;
+
+/// How busy the machine is otherwise, in one sentence.
+pub(super) fn load() -> Result<String> {
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let minute = load.split_whitespace().next().unwrap_or_default();
+    Ok(format!("Load average of the minute before: {minute}."))
+}
 
 /// Processor, memory, kernel and distribution, in one sentence.
 pub(super) fn description() -> Result<String> {
