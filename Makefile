@@ -57,9 +57,12 @@ bench: packages build
 	@ATTACH=$(BUILT)/$(TARGET)/plugin/examples/attach $(HARNESS) bench -- $(ARGS)
 
 # Plugins killed at every system call, at random, and in crowds, for half an hour; ARGS="--seed N --cycles 1" does again what
-# failed, and ARGS=--help tells the rest. A sample of it is in make test.
+# failed, and ARGS=--help tells the rest. After it, months of simulated days of nodes on a bad etcd, SIMULATION_FIRST_SEED=N
+# SIMULATION_SEEDS=1 does one again. A sample of both is in make test.
+SIMULATION_SEEDS ?= 500
 soak: packages build
 	@$(HARNESS) soak -- $(ARGS)
+	SIMULATION_SEEDS=$(SIMULATION_SEEDS) cargo test --locked -p flanneld-rs --lib simulation
 
 # Everything that reads bytes from outside, each target for a bounded time, with the nightly compiler. What is found goes to
 # fuzz/artifacts; once mended, it stays as a test of the crate that read it.

@@ -6,9 +6,10 @@ use crate::health::{Condition, Health};
 use crate::lease::{self, Announcement, Lease, Subnets};
 use crate::network_config::NetworkConfig;
 use crate::store::{Contact, Held, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
+use crate::wall_clock;
 use ipnetwork::IpNetwork;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -109,11 +110,15 @@ impl Keeper {
         let mut pause = FIRST_RETRY;
         let mut retry: Option<Instant> = None;
         let mut doubt_from = Instant::now() + DOUBT;
+        // Whichever comes first: the wall clock also counts while the machine sleeps, this one is never set back.
+        let mut latest = Instant::now() + self.until_renewal(&own);
         loop {
-            let due = retry.unwrap_or_else(|| Instant::now() + self.until_renewal(&own));
+            let due = retry.unwrap_or_else(|| latest.min(Instant::now() + self.until_renewal(&own)));
             let bounded = due.min(Instant::now() + LONGEST_SLEEP);
             let doubted = self.is_doubtful(&own);
             let renew = tokio::select! {
+                // In one order, so that a simulation can be repeated.
+                biased;
                 () = sleep_until(bounded) => due <= Instant::now() || self.until_renewal(&own).is_zero(),
                 () = sleep_until(doubt_from), if doubted => {
                     tracing::warn!("lease {}: the store shows it otherwise than we left it", own.lease.key());
@@ -139,6 +144,7 @@ impl Keeper {
                         tracing::info!("lease now {}", renewed.lease);
                     }
                     own = renewed;
+                    latest = Instant::now() + self.until_renewal(&own);
                     (pause, retry) = (FIRST_RETRY, None);
                     self.health.note("lease renewal", String::new());
                     leases.send_replace(Some(Held::from(&own)));
@@ -157,8 +163,7 @@ impl Keeper {
 
     fn until_renewal(&self, own: &OwnLease) -> Duration {
         match own.expires {
-            // A lease that ends further away than it can live means that the clock was set back: renew at the usual time.
-            Some(expires) => expires.duration_since(SystemTime::now()).unwrap_or_default().saturating_sub(self.margin),
+            Some(expires) => expires.duration_since(wall_clock::now()).unwrap_or_default().saturating_sub(self.margin),
             None => Duration::MAX / 4,
         }
     }

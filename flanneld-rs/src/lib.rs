@@ -20,5 +20,6 @@ mod standing;
 pub mod store;
 pub mod uninstall;
 pub mod uplink;
+mod wall_clock;
 pub mod wireguard;
 pub mod worker;

@@ -8,12 +8,15 @@
 mod certificates;
 mod connection;
 mod keys;
+#[cfg(test)]
+mod simulation;
 mod watch;
 
 use super::choice::{self, Choice, Known};
 use super::snapshot::Publisher;
 use super::{LeaseStore, LeaseWatch, OwnLease, StoreError, Token, Want};
 use crate::lease::{Announcement, Lease, Subnets, overlap};
+use crate::wall_clock;
 use connection::Connection;
 use keys::{Entry, Expect, Put};
 use std::path::PathBuf;
@@ -53,6 +56,9 @@ impl std::fmt::Debug for EtcdOptions {
 #[derive(Clone, Debug)]
 pub struct EtcdStore {
     connection: Arc<Connection>,
+    /// the wire to a server in memory, which then is asked instead
+    #[cfg(test)]
+    simulated: Option<simulation::Wire>,
 }
 
 impl EtcdStore {
@@ -62,7 +68,21 @@ impl EtcdStore {
     /// `Invalid`.
     pub fn new(mut options: EtcdOptions) -> Result<Self, StoreError> {
         options.prefix.truncate(options.prefix.trim_end_matches('/').len());
-        Ok(Self { connection: Arc::new(Connection::new(options)?) })
+        let connection = Arc::new(Connection::new(options)?);
+        Ok(Self {
+            connection,
+            #[cfg(test)]
+            simulated: None,
+        })
+    }
+
+    /// A number below `bound`; 0 if there is none.
+    fn random(&self, bound: usize) -> usize {
+        #[cfg(test)]
+        if let Some(wire) = &self.simulated {
+            return wire.random(bound);
+        }
+        rand::random_range(0..bound.max(1))
     }
 
     /// See [`super::Store::moved`].
@@ -82,24 +102,23 @@ impl EtcdStore {
                 reserved: entry.lease == 0,
             })
             .collect();
-        let (subnets, expect, reserved) =
-            match choice::choose(want, &known, |bound| rand::random_range(0..bound.max(1))) {
-                Choice::Ours(index) => match entries.get(index) {
-                    Some(ours) => (ours.subnets, Expect::Revision(ours.revision), ours.lease == 0),
-                    None => return Ok(None),
-                },
-                Choice::Free { subnets, stale } => {
-                    for ours in stale.into_iter().filter_map(|index| entries.get(index)) {
-                        tracing::warn!(
-                            "own lease {} no longer fits the network configuration and is given up",
-                            crate::lease::key(&ours.subnets)
-                        );
-                        self.delete(&ours.subnets, ours.revision).await?;
-                    }
-                    (subnets, Expect::Absent, false)
+        let (subnets, expect, reserved) = match choice::choose(want, &known, |bound| self.random(bound)) {
+            Choice::Ours(index) => match entries.get(index) {
+                Some(ours) => (ours.subnets, Expect::Revision(ours.revision), ours.lease == 0),
+                None => return Ok(None),
+            },
+            Choice::Free { subnets, stale } => {
+                for ours in stale.into_iter().filter_map(|index| entries.get(index)) {
+                    tracing::warn!(
+                        "own lease {} no longer fits the network configuration and is given up",
+                        crate::lease::key(&ours.subnets)
+                    );
+                    self.delete(&ours.subnets, ours.revision).await?;
                 }
-                Choice::Exhausted => return Err(StoreError::Exhausted(choice::exhausted(want, known.len()))),
-            };
+                (subnets, Expect::Absent, false)
+            }
+            Choice::Exhausted => return Err(StoreError::Exhausted(choice::exhausted(want, known.len()))),
+        };
         let lease = Lease { subnets, announcement: want.announcement.clone() };
         let id = if reserved { 0 } else { grant.id(self).await? };
         let Put::Done(revision) = self.put(&lease, id, expect).await? else { return Ok(None) };
@@ -188,7 +207,7 @@ impl Grant {
             return Ok(id);
         }
         // From before the request: never later than what the server counts from.
-        self.asked = Some(SystemTime::now());
+        self.asked = Some(wall_clock::now());
         let granted = store.grant().await?;
         self.granted = Some(granted);
         Ok(granted.0)

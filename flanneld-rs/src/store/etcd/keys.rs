@@ -10,6 +10,16 @@ use std::time::Duration;
 /// Largest answer that is taken: gRPC's default of 4 MB is some 10,000 leases.
 pub(super) const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
+/// In a simulation the server is a value in memory.
+macro_rules! simulated {
+    ($store:ident.$request:ident($($argument:expr),*)) => {
+        #[cfg(test)]
+        if let Some(wire) = &$store.simulated {
+            return wire.$request($($argument),*).await;
+        }
+    };
+}
+
 /// A key whose name is a lease's.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -114,18 +124,21 @@ impl EtcdStore {
 
     /// All keys whose name is a lease's.
     pub(super) async fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        simulated!(self.list());
         let prefix = self.lease_prefix();
         let answer = self.list_raw().await?;
         Ok(answer.kvs().iter().filter_map(|kv| Entry::parse(kv.key_str().ok()?.strip_prefix(&prefix)?, kv)).collect())
     }
 
     pub(super) async fn get(&self, subnets: &Subnets) -> Result<Option<Entry>, StoreError> {
+        simulated!(self.get(*subnets));
         let answer = self.read(&self.lease_key(subnets), false).await?;
         Ok(answer.kvs().first().and_then(|kv| Entry::parse(&key(subnets), kv)))
     }
 
     /// Writes a lease if what is expected of its key is so, on an etcd lease (0: on none).
     pub(super) async fn put(&self, lease: &Lease, id: i64, expect: Expect) -> Result<Put, StoreError> {
+        simulated!(self.put(lease.clone(), id, expect));
         let (key, value) = (self.lease_key(&lease.subnets), lease.announcement.to_json());
         let options = (id != 0).then(|| PutOptions::new().with_lease(id));
         let txn = Txn::new()
@@ -157,6 +170,7 @@ impl EtcdStore {
 
     /// Deletes a lease if nobody has written it since that revision. False: somebody has, or it is gone.
     pub(super) async fn delete(&self, subnets: &Subnets, revision: i64) -> Result<bool, StoreError> {
+        simulated!(self.delete(*subnets, revision));
         let key = self.lease_key(subnets);
         let txn =
             Txn::new().when([Expect::Revision(revision).compare(&key)]).and_then([TxnOp::delete(key.as_str(), None)]);
@@ -173,6 +187,7 @@ impl EtcdStore {
 
     /// A new etcd lease, and how long it lives: the server may make it longer than asked for.
     pub(super) async fn grant(&self) -> Result<(i64, Duration), StoreError> {
+        simulated!(self.grant(self.connection.options().ttl));
         let seconds = i64::try_from(self.connection.options().ttl.as_secs()).unwrap_or(i64::MAX).max(1);
         let answer = self
             .connection
@@ -183,6 +198,7 @@ impl EtcdStore {
 
     /// Ends an etcd lease, at best: it ends by itself in time.
     pub(super) async fn revoke(&self, id: i64) {
+        simulated!(self.revoke(id));
         if id != 0 {
             let revoked = self
                 .connection
