@@ -98,16 +98,10 @@ fn fill(value: &mut Value, directory: &str) {
             let kind = object.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
             let defaults: &[(&str, &str)] = match kind.as_str() {
                 "host-local" => &[("dataDir", "networks")],
-                // The reference does not know it.
-                "bridge" | "ptp" | "firewall" => &[("attachmentsDir", "attachments")],
                 "tuning" => &[("dataDir", "tuning")],
-                "portmap" => &[("hostPortsDir", "host-ports")],
                 "flannel" => &[("dataDir", "flannel"), ("subnetFile", "subnet.env")],
                 _ => &[],
             };
-            if let Some(delegate) = object.get_mut("delegate").and_then(Value::as_object_mut) {
-                delegate.entry("attachmentsDir").or_insert("DIR/attachments".into());
-            }
             for (key, name) in defaults {
                 object.entry(*key).or_insert(format!("{directory}/{name}").into());
             }

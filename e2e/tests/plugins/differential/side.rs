@@ -65,7 +65,7 @@ impl<'a> Side<'a> {
         for command in &run.case.before {
             oracle::ip(bench.node(), command).unwrap();
         }
-        let network = bench.network(&run.version, run.case.plugins(whose, &state));
+        let network = bench.network(&run.version, run.case.plugins(whose, &state)).with_state_in(&state);
         let pods: Vec<Pod> = (1..=run.case.pods).map(|number| pod(&bench, run, number)).collect();
         let (facts, mut words) = (Facts::default(), StandIns::except(run.case.spoken()));
         words.put(state.to_str().unwrap(), "DIR");
