@@ -1,7 +1,7 @@
 //! Flows that began before a port led to where it leads now.
 //!
 //! They are looked for in a process of its own: the kernel walks all buckets of its table for that, which takes some 10 ms
-//! on an ordinary machine, and no client notices when its next packet but one finds the way instead of its next.
+//! on an ordinary machine, and no client notices when a later packet finds the way instead of its next.
 
 use super::mapping::Forward;
 use kernel::conntrack::{Conntrack, Flow, Pattern};
@@ -10,6 +10,12 @@ use kernel::nft::Nft;
 use kernel::{Error, detached};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
+
+/// How long the search waits for what is to follow. The kernel walks its table without a pause in which it could tell that an
+/// RCU grace period is over, and whoever removes or makes a device, as the rest of this chain is about to, waits for just that:
+/// a DEL took ten times as long with the search beside it.
+const AFTER_THE_CHAIN: Duration = Duration::from_millis(100);
 
 /// Ends the flows to these ports that lead to somebody else: to a former pod, or to the host itself, whom a client spoke
 /// to while there was no pod. Only those to the host's own addresses: a flow through the host to the same port of another
@@ -50,6 +56,7 @@ fn forget(patterns: &BTreeSet<Pattern>, nft: Nft, select: impl Fn(&Flow) -> bool
     let flows = if patterns.is_empty() { 0 } else { conntrack.count()? };
     detached::finish((nft, conntrack), |(_nft, conntrack)| {
         if flows > 0 {
+            std::thread::sleep(AFTER_THE_CHAIN);
             // Nobody is left to be told.
             let _ = conntrack.forget(&patterns, select);
         }

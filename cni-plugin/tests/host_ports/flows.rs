@@ -92,7 +92,7 @@ fn a_flow_ends_with_its_pod_and_the_node_itself_is_heard_next() {
         }
     });
     let took = until_answered(&socket, "node");
-    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]
@@ -112,6 +112,8 @@ fn flows_through_the_node_to_the_same_port_elsewhere_go_on() {
     let before = conntrack.flows(&[pattern]).unwrap();
     assert_eq!(before.len(), 1, "{before:?}");
     let _web = Pod::start(&world, "web", &json!([mapping(80, 80, "udp")]));
+    // The search for stale flows begins a tenth of a second after ADD has answered.
+    std::thread::sleep(Duration::from_millis(400));
     assert_eq!(conntrack.flows(&[pattern]).unwrap(), before);
 }
 
