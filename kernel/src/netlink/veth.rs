@@ -64,7 +64,8 @@ impl Netlink {
 }
 
 /// One queue in each direction, as a veth device has anyhow. Unless told so, the kernel first makes as many as there are
-/// processors and then takes away all but one (`veth_init_queues`), for which it waits for all processors, twice.
+/// processors and then takes away all but one (`veth_init_queues`), for which it waits for all processors, twice. The price:
+/// `ethtool -L` cannot raise the number later.
 fn with_one_queue(body: Body) -> Body {
     let attributes = body.attributes.native(libc::IFLA_NUM_TX_QUEUES, 1).native(libc::IFLA_NUM_RX_QUEUES, 1);
     Body { attributes, ..body }
