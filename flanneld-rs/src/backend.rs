@@ -16,6 +16,7 @@ use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
 use kernel::wireguard::PublicKey;
 use kernel::{Mac, Overlay, Scope};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -194,6 +195,18 @@ impl Backend {
             Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => uplink.mtu,
             Backend::WireGuard(wireguard) => wireguard.mtu(uplink, families),
         }
+    }
+
+    /// Where the outer packets of this node come from, and the UDP ports that they go to.
+    pub fn tunnels(&self, uplink: &Uplink) -> BTreeSet<(IpAddr, u16)> {
+        let ports = match self {
+            Backend::Vxlan(vxlan) => vec![vxlan.port()],
+            Backend::Udp(udp) => vec![udp.port()],
+            Backend::WireGuard(wireguard) => wireguard.ports().into_values().collect(),
+            Backend::HostGw(_) | Backend::Ipip(_) | Backend::Alloc | Backend::Extension(_) => Vec::new(),
+        };
+        let locals = uplink.local.iter().map(|(_, local)| *local);
+        locals.flat_map(|local| ports.iter().map(move |port| (local, *port))).collect()
     }
 
     /// Names of the devices that are ours with this backend.

@@ -82,6 +82,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
     let policy = Policy {
         masquerade: options.ip_masq,
         fully_random: !options.ip_masq_fully_random_disable,
+        not_masqueraded: options.non_masquerade_cidrs.iter().copied().collect(),
         forward: options.iptables_forward_rules,
         refuse_own: options.ip_blackhole_route,
     };

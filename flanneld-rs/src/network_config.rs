@@ -9,6 +9,7 @@ use crate::lease::{self, Subnets};
 use ipam::subnet_pool::SubnetPool;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct NetworkConfig {
     pub pools: PerFamily<SubnetPool>,
     /// how packets travel between nodes
     pub backend: Backend,
+    /// destinations outside the pod network that pods reach under their own addresses; of nobody's but this daemon's
+    pub not_masqueraded: BTreeSet<IpNetwork>,
 }
 
 /// The backends that are built, with their settings.
@@ -137,7 +140,7 @@ impl NetworkConfig {
         if matches!(backend, Backend::Ipip { .. }) && pools.get(Family::V6).is_some() {
             return Err(ConfigError("EnableIPv6: backend ipip carries IPv4 only; use vxlan, host-gw or udp".into()));
         }
-        Ok(Self { pools, backend })
+        Ok(Self { pools, backend, not_masqueraded: not_masqueraded(&object)? })
     }
 
     /// The pod network of the whole cluster, by family.
@@ -179,6 +182,17 @@ fn pool(object: &Object, family: Family) -> Result<SubnetPool, ConfigError> {
         })?;
     }
     Ok(pool)
+}
+
+fn not_masqueraded(object: &Object) -> Result<BTreeSet<IpNetwork>, ConfigError> {
+    const NAME: &str = "NonMasqueradeCIDRs";
+    let network = |text: &String| {
+        text.parse().map_err(|_| {
+            let text: String = text.chars().take(50).collect();
+            ConfigError(format!("{NAME}: {text:?} is no network, such as 192.0.2.0/24"))
+        })
+    };
+    field::<Vec<String>>(object, NAME)?.unwrap_or_default().iter().map(network).collect()
 }
 
 fn required_network(object: &Object, family: Family, name: &str) -> Result<IpNetwork, ConfigError> {

@@ -2,8 +2,11 @@
 
 mod without_effect;
 
+use crate::family::Family;
+use crate::firewall::Switch;
 use clap::builder::Resettable;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+use ipnetwork::IpNetwork;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -85,20 +88,25 @@ pub struct Options {
           value_parser = clap::value_parser!(u64).range(1..1440))]
     pub subnet_lease_renew_margin: u64,
 
-    /// Set up masquerading for traffic that leaves the pod network
-    #[arg(long, env = "FLANNELD_IP_MASQ", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
-    pub ip_masq: bool,
+    /// Set up masquerading for traffic that leaves the pod network: true, false, or for ipv4 or ipv6 only
+    #[arg(long, env = "FLANNELD_IP_MASQ", num_args = 0..=1, require_equals = true, default_value = "false",
+          default_missing_value = "true", value_parser = switch, action = ArgAction::Set)]
+    pub ip_masq: Switch,
+
+    /// Networks and addresses outside the pod network that pods reach without masquerading, under their own addresses
+    /// (comma-delimited, of either family), besides NonMasqueradeCIDRs of the network configuration
+    #[arg(long, env = "FLANNELD_NON_MASQUERADE_CIDRS", value_delimiter = ',', action = ArgAction::Append)]
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
 
     /// Do not choose source ports at random when masquerading
     #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub ip_masq_fully_random_disable: bool,
 
-    /// Accept forwarded traffic of the pod network
-    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
-    pub iptables_forward_rules: bool,
+    /// Accept forwarded traffic of the pod network: true, false, or for ipv4 or ipv6 only
+    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", num_args = 0..=1, require_equals = true, default_value = "true",
+          default_missing_value = "true", value_parser = switch, action = ArgAction::Set)]
+    pub iptables_forward_rules: Switch,
 
     /// Refuse what is sent to addresses of this node's own subnet that no pod has a route for, where no bridge has the subnet
     #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", num_args = 0..=1, require_equals = true, default_value_t = false,
@@ -204,6 +212,19 @@ fn go_bool(text: &str) -> Result<bool, &'static str> {
     }
 }
 
+/// A truth value for both families, or the one family for which it is true.
+fn switch(text: &str) -> Result<Switch, &'static str> {
+    match text {
+        "ipv4" => Ok(Switch::only(Family::V4)),
+        "ipv6" => Ok(Switch::only(Family::V6)),
+        _ => match go_bool(text) {
+            Ok(true) => Ok(Switch::ON),
+            Ok(false) => Ok(Switch::OFF),
+            Err(_) => Err("none of true, false, ipv4, ipv6"),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,11 +237,17 @@ mod tests {
     fn flags_are_written_as_go_allows() {
         for args in [["-ip-masq", "-iface=eth1"], ["--ip-masq", "--iface=eth1"], ["--ip-masq=true", "-iface=eth1"]] {
             let options = parse(&args);
-            assert!(options.ip_masq);
+            assert_eq!(options.ip_masq, Switch::ON);
             assert_eq!(options.iface, ["eth1"]);
         }
-        assert!(["--ip-masq=1", "--ip-masq=T", "-ip-masq=True"].iter().all(|arg| parse(&[arg]).ip_masq));
-        assert!(["--ip-masq=false", "--ip-masq=0", "-ip-masq=F"].iter().all(|arg| !parse(&[arg]).ip_masq));
+        assert!(["--ip-masq=1", "--ip-masq=T", "-ip-masq=True"].iter().all(|arg| parse(&[arg]).ip_masq == Switch::ON));
+        assert!(
+            ["--ip-masq=false", "--ip-masq=0", "-ip-masq=F"].iter().all(|arg| parse(&[arg]).ip_masq == Switch::OFF)
+        );
+        assert_eq!(parse(&["--ip-masq=ipv6"]).ip_masq, Switch::only(Family::V6));
+        assert_eq!(parse(&["--iptables-forward-rules=ipv4"]).iptables_forward_rules, Switch::only(Family::V4));
+        let cidrs = ["--non-masquerade-cidrs=192.0.2.0/24,2001:db8::/32", "--non-masquerade-cidrs=10.0.0.1"];
+        assert_eq!(parse(&cidrs).non_masquerade_cidrs.len(), 3);
         assert_eq!(parse(&["-v=2"]).verbosity, 2);
         assert_eq!(parse(&["-v", "2"]).verbosity, 2);
     }
@@ -252,7 +279,7 @@ mod tests {
         assert_eq!(options.etcd_prefix, "/coreos.com/network");
         assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
         assert_eq!(options.renew_margin(), Duration::from_secs(3600));
-        assert!(options.iptables_forward_rules && !options.ip_masq);
+        assert_eq!((options.iptables_forward_rules, options.ip_masq), (Switch::ON, Switch::OFF));
         assert_eq!(options.healthz_port, 0);
     }
 
@@ -264,6 +291,8 @@ mod tests {
             ["--ip-masq=yes"],
             ["--no-such-flag"],
             ["--iptables-resync=0"],
+            ["--ip-masq=both"],
+            ["--non-masquerade-cidrs=fish"],
         ] {
             let args = std::iter::once("flanneld-rs").chain(args).map(String::from);
             assert!(Options::parse_go_style(args).is_err());

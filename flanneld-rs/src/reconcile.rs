@@ -163,7 +163,7 @@ impl Reconciler {
         };
         let complaints = self.tunnels.as_ref().map(Tunnels::complaints).unwrap_or_default();
         self.health.note("WireGuard sessions", summary(&complaints));
-        let firewall = self.firewall(own);
+        let firewall = self.firewall(&uplink, own);
         let files = self.write_files(&uplink, own, overlay && firewall.is_ok());
         let good = overlay && firewall.is_ok() && files.is_ok();
         self.health.set(Condition::Firewall, firewall);
@@ -268,10 +268,13 @@ impl Reconciler {
         self.netlink.set_link(link.index, &mark)
     }
 
-    fn firewall(&mut self, own: &Lease) -> Result<(), String> {
+    fn firewall(&mut self, uplink: &Uplink, own: &Lease) -> Result<(), String> {
         let mut failures = Vec::new();
         let networks = self.config.networks();
-        let wanted = firewall::tables(self.policy, &networks, &own.subnets);
+        let mut policy = self.policy.clone();
+        policy.not_masqueraded.extend(&self.config.not_masqueraded);
+        let node = firewall::Node { networks: &networks, own: &own.subnets, tunnels: &self.backend.tunnels(uplink) };
+        let wanted = firewall::tables(&policy, &node);
         for table in &wanted {
             match self.nft.ensure(table) {
                 Ok(true) => tracing::info!("placed nftables table {}", table.name),
@@ -304,7 +307,7 @@ impl Reconciler {
             networks: networks.iter().map(|(_, network)| *network).collect(),
             subnets: own.subnets.iter().map(|(_, subnet)| with_gateway(*subnet)).collect(),
             mtu: self.backend.mtu(uplink, &self.families()),
-            ip_masq: self.policy.masquerade,
+            ip_masq: self.policy.masquerade.is_on_at_all(),
         };
         self.files.write_subnet(&env)?;
         if ready { self.files.install_conflist() } else { Err("the conflist waits for the node to be ready".into()) }

@@ -4,7 +4,7 @@
 use flanneld_rs::backend::{Backend, Means};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::files::Files;
-use flanneld_rs::firewall::Policy;
+use flanneld_rs::firewall::{Policy, Switch};
 use flanneld_rs::health::Health;
 use flanneld_rs::lease::{Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
@@ -15,6 +15,7 @@ use flanneld_rs::uplink::Choice;
 use kernel::VxlanLink;
 use kernel::netlink::{LinkChange, Netlink, RouteKind, VethSpec};
 use kernel::netns::Netns;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,7 +94,13 @@ fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
     let config = Arc::new(NetworkConfig::parse(config).unwrap());
     let backend =
         Backend::new(&config, Means { macs: [(Family::V4, mac)].into_iter().collect(), ..Means::default() }).unwrap();
-    let policy = Policy { masquerade: true, fully_random: true, forward: true, refuse_own: true };
+    let policy = Policy {
+        masquerade: Switch::ON,
+        fully_random: true,
+        not_masqueraded: BTreeSet::new(),
+        forward: Switch::ON,
+        refuse_own: true,
+    };
     let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
     let attachments = cni_plugin::attachments::Attachments::recorded_in(&options.attachments_dir);

@@ -154,6 +154,12 @@ fn the_network_configuration_of_flannel_is_understood() {
     assert_eq!(config.pools.v6.unwrap().subnet_length(), 64);
     assert_eq!(config.families(), Family::ALL);
 
+    assert!(config.not_masqueraded.is_empty());
+
+    let text = r#"{"Network":"10.0.0.0/8","nonMasqueradeCIDRs":["192.0.2.0/24","2001:db8::/32","198.51.100.7"]}"#;
+    let known = ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"].map(|text| text.parse().unwrap());
+    assert_eq!(NetworkConfig::parse(text).unwrap().not_masqueraded, known.into());
+
     let v6_only = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/56","Backend":{"Type":"host-gw"}}"#;
     assert_eq!(NetworkConfig::parse(v6_only).unwrap().families(), [Family::V6]);
 }
@@ -182,6 +188,11 @@ fn a_wrong_network_configuration_is_told_in_one_line_that_names_the_field() {
         (r#"{"EnableIPv6":true,"Network":"10.244.0.0/16"}"#, "IPv6Network is missing"),
         (r#"{"EnableIPv4":false,"Network":"10.244.0.0/16"}"#, "EnableIPv4"),
         (r#"{"EnableIPv4":"yes","Network":"10.244.0.0/16"}"#, "EnableIPv4"),
+        (
+            r#"{"Network":"10.244.0.0/16","NonMasqueradeCIDRs":["192.0.2.0/33"]}"#,
+            "NonMasqueradeCIDRs: \"192.0.2.0/33\"",
+        ),
+        (r#"{"Network":"10.244.0.0/16","NonMasqueradeCIDRs":"192.0.2.0/24"}"#, "NonMasqueradeCIDRs"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp","Port":70000}}"#, "Port: 70000"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"ipip","DirectRouting":"yes"}}"#, "DirectRouting"),
         (

@@ -27,6 +27,11 @@ impl Udp {
         Udp { port }
     }
 
+    /// The UDP port that packets come from and go to.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Name of the device of a family: flannel's, and one that the kernel does not count as another of these.
     pub(super) fn device(family: Family) -> &'static str {
         match family {

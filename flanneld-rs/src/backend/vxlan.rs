@@ -57,6 +57,11 @@ impl Vxlan {
         }
     }
 
+    /// The UDP port that outer packets go to.
+    pub(super) fn port(&self) -> u16 {
+        self.config.port.unwrap_or(KERNEL_PORT)
+    }
+
     /// The device's address: the one that it has already, or one that depends on nothing but the node's address, so that
     /// neither a restart nor a lost state directory makes the other nodes' entries stale.
     fn mac(&self, uplink: &Uplink, family: Family) -> Option<Mac> {
@@ -101,7 +106,7 @@ impl Vxlan {
                 device.clone(),
                 Tunnel::Vxlan(VxlanLink {
                     vni: self.config.vni,
-                    port: self.config.port.unwrap_or(KERNEL_PORT),
+                    port: self.port(),
                     underlay: uplink.name.clone(),
                     local: *local,
                     mac,
