@@ -131,7 +131,8 @@ impl Keeper {
                     }
                     true
                 }
-                _ = self.snapshots.changed(), if !doubted => false,
+                // Also while in doubt: the list that comes next may show that there is no reason for it.
+                _ = self.snapshots.changed() => false,
             };
             if !renew {
                 continue;

@@ -1,13 +1,13 @@
-//! Whole keepers on a real etcd: a crowd that starts at once, and an etcd that says no.
+//! Whole keepers: a crowd on a real etcd that starts at once, an etcd that says no, and a list that comes late.
 
 use crate::etcd_server::EtcdServer;
 use crate::place::{Node, PATIENCE, Place, config, node, run};
 use etcd_client::{Client, ConnectOptions, Permission};
 use flanneld_rs::health::{Condition, Health};
 use flanneld_rs::keeper::Keeper;
-use flanneld_rs::lease::{Announcement, Lease, parse_key};
+use flanneld_rs::lease::{Announcement, Lease, LeaseTable, parse_key};
 use flanneld_rs::network_config::NetworkConfig;
-use flanneld_rs::store::{EtcdOptions, EtcdStore, Held, LeaseStore, LeaseWatch, Store, StoreError};
+use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, Held, LeaseStore, LeaseWatch, Snapshot, Store, StoreError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ struct Running {
     health: Health,
     task: JoinHandle<StoreError>,
     _announced: watch::Sender<Announcement>,
-    _watch: LeaseWatch,
+    _watch: Option<LeaseWatch>,
 }
 
 impl Drop for Running {
@@ -32,12 +32,25 @@ impl Drop for Running {
 
 impl Running {
     fn start(node: &Node, store: Store, config: NetworkConfig, remembered: Option<Held>) -> Self {
+        let watch = store.watch();
+        let mut running = Self::seeing(watch.receiver(), node, store, config, remembered);
+        running._watch = Some(watch);
+        running
+    }
+
+    /// One that is shown these lists and not those of the store.
+    fn seeing(
+        snapshots: watch::Receiver<Snapshot>,
+        node: &Node,
+        store: Store,
+        config: NetworkConfig,
+        remembered: Option<Held>,
+    ) -> Self {
         let health = Health::new();
         // All else is well.
         for condition in [Condition::Peers, Condition::Overlay, Condition::Firewall, Condition::Files] {
             health.set(condition, Ok(()));
         }
-        let watch = store.watch();
         let (announced, announcement) = watch::channel(node.announcement.clone());
         let keeper = Keeper {
             store: Arc::new(store),
@@ -47,11 +60,11 @@ impl Running {
             remembered,
             margin: Duration::from_secs(3600),
             announcement,
-            snapshots: watch.receiver(),
+            snapshots,
             health: health.clone(),
         };
         let (publish, leases) = watch::channel(None);
-        Running { leases, health, task: tokio::spawn(keeper.run(publish)), _announced: announced, _watch: watch }
+        Running { leases, health, task: tokio::spawn(keeper.run(publish)), _announced: announced, _watch: None }
     }
 
     /// Waits for a lease that is published.
@@ -146,5 +159,33 @@ fn a_node_without_permission_serves_its_pods_if_it_has_any() {
         admin.role_grant_permission("nodes", Permission::read_write(prefix.as_str()).with_prefix()).await.unwrap();
         first.until(|held| held.lease.subnets != lease.subnets).await;
         first.until_health(Result::is_ok).await;
+    });
+}
+
+#[test]
+fn a_list_that_comes_after_our_own_write_is_waited_for() {
+    run(Place::directory(), async |place| {
+        let live = |leases: LeaseTable| Snapshot {
+            leases: Some(Arc::new(leases)),
+            contact: Contact::Live,
+            ..Snapshot::default()
+        };
+        let (show, shown) = watch::channel(live(LeaseTable::default()));
+        let mut keeper = Running::seeing(shown, &node(1), place.open(), config(), None);
+        let lease = keeper.until(|_| true).await;
+        let key = format!("subnets/{}", lease.key());
+        // The end of the lease is in it: written once more, it is another text.
+        let (text, _) = place.get(&key).await.unwrap();
+        // It is still the list from before; the keeper has seen that when it waits for time to pass.
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        show.send_replace(live([lease.clone()].into_iter().collect()));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(place.get(&key).await.unwrap().0, text, "renewed, though all is as it was left");
+
+        // One that still does not show the lease is asked about.
+        show.send_replace(live(LeaseTable::default()));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_ne!(place.get(&key).await.unwrap().0, text);
     });
 }
