@@ -11,6 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+/// Under which the cluster's keys in etcd are: flannel's default.
+pub const ETCD_PREFIX: &str = "/coreos.com/network";
+
 /// How packets travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -162,16 +165,20 @@ impl Cluster {
     /// A fabric and a lease store, without nodes, with its files in `directory`.
     pub fn new(settings: &Settings, directory: &Path) -> Result<Self> {
         let fabric = Fabric::new()?;
-        let config = directory.join("net-conf.json");
-        fs::write(&config, settings.net_conf().to_string())?;
-        let mut flags = vec!["--net-config-path".into(), config.display().to_string()];
+        let net_conf = settings.net_conf().to_string();
+        let mut flags = Vec::new();
         let etcd = match settings.store {
             Store::File => {
+                let config = directory.join("net-conf.json");
+                fs::write(&config, net_conf)?;
+                flags.extend(["--net-config-path".into(), config.display().to_string()]);
                 flags.extend(["--store-dir".into(), directory.join("store").display().to_string()]);
                 None
             }
+            // The configuration is there as well: Go flannel looks for it nowhere else.
             Store::Etcd => {
                 let etcd = Etcd::start(fabric.network(), GATEWAY.into(), &directory.join("etcd"))?;
+                etcd.put(&format!("{ETCD_PREFIX}/config"), &net_conf)?;
                 flags.extend(["--etcd-endpoints".into(), etcd.endpoint()]);
                 Some(etcd)
             }

@@ -49,3 +49,16 @@ pub fn eventually<T>(limit: std::time::Duration, mut check: impl FnMut() -> Resu
         }
     }
 }
+
+/// Says on the real standard error that something was not tested here, and why, once in a process. `eprintln!` would be kept
+/// for the case that the test fails (it goes where the test runner captures), so that nobody would know.
+pub fn not_tested(what: &str) {
+    static SAID: std::sync::Mutex<std::collections::BTreeSet<String>> =
+        std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if said.insert(what.to_owned()) {
+        use std::io::Write;
+        // Nobody to tell is no failure.
+        let _ = writeln!(std::io::stderr(), "\nNOT TESTED: {what}");
+    }
+}

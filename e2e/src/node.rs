@@ -21,6 +21,15 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 /// How long a daemon may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// Whose daemon runs on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// flanneld-rs
+    Ours,
+    /// Go flannel's flanneld
+    Go,
+}
+
 /// A node of a cluster.
 #[derive(Debug)]
 pub struct Node {
@@ -70,20 +79,44 @@ impl Node {
         &self.directory
     }
 
-    /// Starts the daemon without waiting for it.
+    /// Starts our daemon without waiting for it.
     pub fn start_daemon(&mut self) -> Result<()> {
-        let file = |name: &str| self.directory.join(name).display().to_string();
-        let daemon = Program::new("flanneld-rs", tools::flanneld()?)
-            .args(["--node-name", &self.host.name, "--iface", UPLINK])
-            .args(["--subnet-file", &file("run/subnet.env"), "--state-dir", &file("state")])
-            .args(["--host-ports-dir", &file("cni/host-ports"), "--attachments-dir", &file("cni/attachments")])
-            .args(["--wireguard-key-file", &file("wireguard.key")])
+        self.start_daemon_of(Maker::Ours)
+    }
+
+    /// Starts a daemon without waiting for it, with the same files and flags, as far as both know them.
+    pub fn start_daemon_of(&mut self, maker: Maker) -> Result<()> {
+        let program = match maker {
+            Maker::Ours => Program::new("flanneld-rs", tools::flanneld()?)
+                .args(["--node-name", &self.host.name])
+                .args(["--host-ports-dir", &self.file("cni/host-ports")])
+                .args(["--attachments-dir", &self.file("cni/attachments")])
+                .args(["--state-dir", &self.file("state")]),
+            Maker::Go => Program::new("go-flanneld", tools::go_flanneld()?.ok_or("there is no Go flanneld")?),
+        };
+        let daemon = program
+            .args(["--iface", UPLINK, "--subnet-file", &self.file("run/subnet.env")])
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)
+            .env("WIREGUARD_KEY_FILE", self.file("wireguard.key"))
             .network(&self.host.network)
             .start(&self.directory.join("log"))?;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    /// `flanneld-rs uninstall`, which leaves nothing of ours on the node but the lease.
+    pub fn uninstall(&self) -> Result<()> {
+        let mut uninstall = Program::new("uninstall", tools::flanneld()?)
+            .args(["uninstall", "--subnet-file", &self.file("run/subnet.env"), "--state-dir", &self.file("state")])
+            .network(&self.host.network)
+            .start(&self.directory.join("log"))?;
+        let status = uninstall.wait(STOP_LIMIT)?;
+        if status.success() { Ok(()) } else { Err(format!("{status}\n{}", uninstall.last_words()).into()) }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.join(name).display().to_string()
     }
 
     /// Waits until the daemon says that the node is ready.

@@ -131,11 +131,21 @@ pub fn throughput(network: &Netns, target: IpAddr, duration: Duration) -> Result
 
 /// A minimal HTTP/1.0 GET from the calling thread's namespace: status and body.
 pub fn http_get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    http(address, "GET", path, "")
+}
+
+/// The same with POST and a body.
+pub fn http_post(address: SocketAddr, path: &str, body: &str) -> Result<(u16, String)> {
+    http(address, "POST", path, body)
+}
+
+fn http(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
     let limit = Duration::from_secs(1);
     let mut stream = TcpStream::connect_timeout(&address, limit)
         .map_err(|error| format!("connecting to {address}{path}: {error}"))?;
     stream.set_read_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n{body}")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).ok_or_else(|| format!("not HTTP: {answer:?}"))?.parse()?;

@@ -30,6 +30,17 @@ pub fn flanneld() -> Result<PathBuf> {
     product("FLANNELD", "flanneld-rs")
 }
 
+/// Go flannel's daemon, which ours is tried beside: `$GO_FLANNELD`, else `flanneld` in `$PATH`; None where there is none.
+pub fn go_flanneld() -> Result<Option<PathBuf>> {
+    if let Some(path) = std::env::var_os("GO_FLANNELD") {
+        let path = PathBuf::from(path);
+        let found = path.canonicalize().map_err(|error| format!("GO_FLANNELD={}: {error}", path.display()))?;
+        return Ok(Some(found));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    Ok(std::env::split_paths(&path).map(|directory| directory.join("flanneld")).find(|candidate| candidate.is_file()))
+}
+
 fn product(variable: &str, name: &str) -> Result<PathBuf> {
     let path = match std::env::var_os(variable) {
         Some(path) => PathBuf::from(path),

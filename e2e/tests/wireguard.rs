@@ -29,7 +29,7 @@ fn work() -> WorkDir {
 
 fn start(work: &WorkDir, store: Store, nodes: usize, pods: usize) -> Cluster {
     if kernel::wireguard::WireGuard::open().unwrap().is_none() {
-        eprintln!("NOT TESTED: the kernel's own WireGuard, since this kernel has none; the daemons carry the packets");
+        e2e::not_tested("the kernel's own WireGuard: this kernel has none, and the daemons carry the packets");
     }
     let network = json!({"Network": PODS, "SubnetLen": 24, "Backend": {
         "Type": "wireguard", "PSK": "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",

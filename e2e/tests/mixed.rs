@@ -1,0 +1,210 @@
+//! Nodes of Go flannel and of ours in one cluster, on one etcd: they reach each other, restart, and take each other's place on
+//! a node. The Go one is `$GO_FLANNELD`, else `flanneld` in `$PATH`; without it nothing is tested here, and that is said.
+
+// A test that cannot go on has failed: unwrap says where.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use e2e::cluster::{Backend, Cluster, Families, Settings, Store};
+use e2e::node::{Maker, Node};
+use e2e::probe::{ask, ask_tcp};
+use e2e::stream::{Report, Stream};
+use e2e::workdir::WorkDir;
+use e2e::{eventually, not_tested, oracle, tools};
+use serde_json::json;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// How soon the others know of a node, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(20);
+/// How long nothing may pass while a daemon that carries the packets itself is replaced: Go's runs iptables many times first.
+const OUTAGE: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_millis(1);
+
+/// Whether there is a Go flanneld, and what the backend needs of the kernel for it.
+fn can_run(backend: Backend) -> bool {
+    tools::set_helper(env!("CARGO_BIN_EXE_e2e"));
+    if tools::go_flanneld().unwrap().is_none() {
+        not_tested("nodes of Go flannel beside ours: no `flanneld` in PATH, and GO_FLANNELD names none");
+        return false;
+    }
+    if backend == Backend::WireGuard && kernel::wireguard::WireGuard::open().unwrap().is_none() {
+        not_tested("WireGuard beside Go flannel: it needs the kernel's own, and this kernel has none");
+        return false;
+    }
+    true
+}
+
+/// Dual stack where Go flannel has it. It makes rules with iptables, or with nft where it is told so: one of either.
+fn settings(backend: Backend) -> Settings {
+    let families = if backend == Backend::Udp { Families::V4 } else { Families::Dual };
+    let mut settings = Settings::new(backend, Store::Etcd).with(families);
+    settings.network["EnableNFTables"] = json!(backend == Backend::HostGw);
+    settings
+}
+
+/// Nodes that come one after another, so that each is seen both in a first list and as news; each with a pod.
+fn cluster(work: &WorkDir, backend: Backend, makers: &[Maker]) -> Cluster {
+    let mut cluster = Cluster::new(&settings(backend), work.path()).unwrap();
+    for maker in makers {
+        let node = cluster.add_node().unwrap();
+        node.start_daemon_of(*maker).unwrap();
+        node.wait_ready().unwrap_or_else(|error| panic!("{maker:?}: {error}"));
+        let name = format!("{}-pod", node.host.name);
+        node.add_pod(&name).unwrap();
+    }
+    cluster
+}
+
+fn everybody_reaches_everybody(cluster: &Cluster) {
+    for from in cluster.pods() {
+        for to in cluster.pods() {
+            for (source, target) in from.addresses.iter().zip(&to.addresses) {
+                let pod = from.sandbox.network();
+                let answer = eventually(LIMIT, || ask(pod, *target, Duration::from_millis(300)))
+                    .unwrap_or_else(|error| panic!("UDP from {} to {}: {error}", from.name, to.name));
+                assert_eq!(answer.seen, *source, "UDP from {} to {}", from.name, to.name);
+                assert_eq!(
+                    ask_tcp(pod, *target, SECOND).unwrap().seen,
+                    *source,
+                    "TCP from {} to {}",
+                    from.name,
+                    to.name
+                );
+            }
+        }
+        for (node, target) in cluster.nodes.iter().flat_map(|node| from.addresses.iter().map(move |to| (node, *to))) {
+            let answer = eventually(LIMIT, || ask(&node.host.network, target, SECOND));
+            assert!(answer.is_ok(), "{} to {} at {target}: {answer:?}", node.host.name, from.name);
+        }
+    }
+}
+
+/// A stream of each family to the pod of node `to` from that of each other node.
+fn streams(cluster: &Cluster, to: usize) -> Vec<Stream> {
+    let targets = &cluster.nodes[to].pods[0].addresses;
+    let others = cluster.nodes.iter().enumerate().filter(|(number, _)| *number != to);
+    let pairs = others.flat_map(|(_, node)| targets.iter().map(|target| (node.pods[0].sandbox.network(), *target)));
+    pairs.map(|(pod, target)| Stream::start(pod, target, INTERVAL).unwrap()).collect()
+}
+
+/// What the others rely on: the subnet, and the tunnel's device with its address, where there is one that stays.
+fn identity(node: &Node, backend: Backend) -> String {
+    let subnet = node.subnet_file().unwrap();
+    let device = |link: &serde_json::Value| {
+        let is_ours =
+            backend == Backend::Vxlan && link["ifname"].as_str().is_some_and(|name| name.starts_with("flannel"));
+        is_ours.then(|| format!("{} {} {}", link["ifname"], link["ifindex"], link["address"]))
+    };
+    let devices: Vec<_> = oracle::ip_list(&node.host.network, "link show").unwrap().iter().filter_map(device).collect();
+    format!("{:?} {:?} {devices:?}", subnet.get("FLANNEL_SUBNET"), subnet.get("FLANNEL_IPV6_SUBNET"))
+}
+
+fn judge(what: &str, backend: Backend, reports: Vec<Report>) {
+    for report in reports {
+        println!("{backend}, {what}: {report:?}");
+        if backend == Backend::Udp {
+            assert!(report.longest_outage < OUTAGE, "{backend}, {what}: {report:?}");
+        } else {
+            assert_eq!(report.lost, 0, "{backend}, {what}: {report:?}");
+        }
+    }
+}
+
+fn side_by_side(backend: Backend) {
+    if !can_run(backend) {
+        return;
+    }
+    let work = WorkDir::new().unwrap();
+    let mut cluster = cluster(&work, backend, &[Maker::Ours, Maker::Go, Maker::Go, Maker::Ours]);
+    everybody_reaches_everybody(&cluster);
+    for (number, maker) in [(0, Maker::Ours), (1, Maker::Go)] {
+        let before = identity(&cluster.nodes[number], backend);
+        let streams = streams(&cluster, number);
+        for crash in [false, true] {
+            let node = &mut cluster.nodes[number];
+            if crash {
+                node.kill_daemon().unwrap();
+            } else {
+                assert!(node.stop_daemon().unwrap().success(), "{}", node.daemon_log());
+            }
+            node.start_daemon_of(maker).unwrap();
+            node.wait_ready().unwrap();
+            streams.iter().for_each(|stream| stream.wait_for_answers(50).unwrap());
+        }
+        let reports = streams.into_iter().map(|stream| stream.stop().unwrap()).collect();
+        judge(&format!("restarts of {maker:?}"), backend, reports);
+        assert_eq!(before, identity(&cluster.nodes[number], backend));
+    }
+    everybody_reaches_everybody(&cluster);
+}
+
+fn in_each_others_place(backend: Backend) {
+    if !can_run(backend) {
+        return;
+    }
+    let work = WorkDir::new().unwrap();
+    let mut cluster = cluster(&work, backend, &[Maker::Go, Maker::Ours, Maker::Go]);
+    let before = identity(&cluster.nodes[0], backend);
+    let streams = streams(&cluster, 0);
+    for maker in [Maker::Ours, Maker::Go, Maker::Ours] {
+        let node = &mut cluster.nodes[0];
+        assert!(node.stop_daemon().unwrap().success());
+        // The TUN device that ours keeps for its pods is none that Go flannel could take up: see README.md.
+        if backend == Backend::Udp && maker == Maker::Go {
+            node.uninstall().unwrap();
+        }
+        node.start_daemon_of(maker).unwrap();
+        node.wait_ready().unwrap_or_else(|error| panic!("{maker:?}: {error}"));
+        assert_eq!(before, identity(node, backend), "under {maker:?}");
+        streams.iter().for_each(|stream| stream.wait_for_answers(50).unwrap());
+    }
+    judge("taken over three times", backend, streams.into_iter().map(|stream| stream.stop().unwrap()).collect());
+    // Those who come later find the node as it is now.
+    let late = cluster.add_node().unwrap();
+    late.start_daemon_of(Maker::Go).unwrap();
+    late.wait_ready().unwrap();
+    late.add_pod("late").unwrap();
+    everybody_reaches_everybody(&cluster);
+    let rules = oracle::nft(&cluster.nodes[0].host.network, "list tables").unwrap();
+    assert!(!rules.contains("flannel-ipv"), "Go flannel's tables are left: {rules}");
+}
+
+#[test]
+fn vxlan_side_by_side() {
+    side_by_side(Backend::Vxlan);
+}
+
+#[test]
+fn vxlan_in_each_others_place() {
+    in_each_others_place(Backend::Vxlan);
+}
+
+#[test]
+fn host_gw_side_by_side() {
+    side_by_side(Backend::HostGw);
+}
+
+#[test]
+fn host_gw_in_each_others_place() {
+    in_each_others_place(Backend::HostGw);
+}
+
+#[test]
+fn udp_side_by_side() {
+    side_by_side(Backend::Udp);
+}
+
+#[test]
+fn udp_in_each_others_place() {
+    in_each_others_place(Backend::Udp);
+}
+
+#[test]
+fn wireguard_side_by_side() {
+    side_by_side(Backend::WireGuard);
+}
+
+#[test]
+fn wireguard_in_each_others_place() {
+    in_each_others_place(Backend::WireGuard);
+}
