@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -170,6 +171,49 @@ fn restarts_lose_no_packet() {
         assert!(report.sent > 400, "{report:?}");
         assert_eq!(report.lost, 0, "{backend}: {report:?}");
     }
+}
+
+/// Each question is a flow of its own, which is masqueraded by the rules of that moment or not at all.
+#[test]
+fn no_flow_leaves_unmasqueraded_while_the_daemon_restarts() {
+    let work = work();
+    let mut cluster = start(&work, &Settings::new(Backend::HostGw, Store::File), 1, 1);
+    let outside = cluster.connect("outside").unwrap();
+    outside.network.run(|| e2e::probe::serve().unwrap()).unwrap();
+    let node = &mut cluster.nodes[0];
+    let pod = node.pods[0].sandbox.network().try_clone().unwrap();
+    let (world, seen) = (outside.address.into(), IpAddr::from(node.host.address));
+    ask(&pod, world, SECOND).unwrap();
+    let (asked, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(|| -> e2e::Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                let answer = ask(&pod, world, SECOND)?;
+                if answer.seen != seen {
+                    return Err(format!("seen as {}", answer.seen).into());
+                }
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let mut restarts = || -> e2e::Result<()> {
+            for crash in [false, true, false, true] {
+                if crash {
+                    node.kill_daemon()?;
+                } else {
+                    node.stop_daemon()?;
+                }
+                node.start_daemon()?;
+                node.wait_ready()?;
+            }
+            Ok(())
+        };
+        let outcome = restarts();
+        over.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+        asker.join().unwrap().unwrap();
+    });
+    assert!(asked.into_inner() > 100);
 }
 
 /// CHECK is content with pods whose daemon is away, or was; what somebody flushed in between the next one brings back.

@@ -107,6 +107,34 @@ fn what_a_node_announces_depends_on_its_address_only() {
     assert_eq!((host_gw.backend_type.as_str(), host_gw.endpoints.v4.unwrap().data), ("host-gw", None));
 }
 
+/// A router in between that translates addresses, or a cloud: the public address is on no interface of the node.
+#[test]
+fn a_tunnel_leaves_from_an_address_that_the_node_has_whatever_it_announces() {
+    let mut natted = uplink();
+    natted.public =
+        PerFamily { v4: Some("203.0.113.1".parse().unwrap()), v6: Some("2001:db8:ffff::1".parse().unwrap()) };
+    let backend = backend(r#"{"Type": "vxlan"}"#);
+    let announcement = backend.announcement(&natted, &Family::ALL);
+    let announced: Vec<_> = announcement.endpoints.iter().map(|(_, endpoint)| endpoint.public_ip.to_string()).collect();
+    assert_eq!(announced, ["203.0.113.1", "2001:db8:ffff::1"]);
+    let own = Lease { subnets: subnets(&["10.5.1.0/24", "fd00:5:1::/64"]), announcement };
+    let node = Node { networks: &subnets(&["10.5.0.0/16", "fd00:5::/32"]), uplink: &natted, own: &own };
+    let overlay = backend.desired(&node, &[own.clone()].into_iter().collect()).overlay;
+    for (device, local) in [("flannel.1", "192.168.0.1"), ("flannel-v6.1", "2001:db8::1")] {
+        let Tunnel::Vxlan(link) = &overlay.links[device] else { panic!("{device} is no VXLAN device") };
+        assert_eq!(link.local.to_string(), local);
+    }
+}
+
+/// Whatever a newer flannel may add to its data.
+#[test]
+fn further_members_of_backend_data_hide_none() {
+    let data = r#"{"Note":"a\":\"b","VtepMAC":"c6:d2:32:6f:8f:44","VNI":1,"More":{"VtepMAC":"fish"}}"#;
+    let peers = [peer("vxlan", &["10.5.2.0/24"], &["192.168.0.2"], Some(data))];
+    let overlay = desired(&backend(r#"{"Type": "vxlan"}"#), &["10.5.1.0/24"], &peers).overlay;
+    assert_eq!(overlay.neighbours.values().map(ToString::to_string).collect::<Vec<_>>(), ["c6:d2:32:6f:8f:44"]);
+}
+
 #[test]
 fn host_gw_and_direct_routing_go_through_the_node_itself() {
     let through_node = Route { via: Some("192.168.0.2".parse().unwrap()), dev: "eth0".into(), onlink: false };

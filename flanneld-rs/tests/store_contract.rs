@@ -47,6 +47,7 @@ both_stores! {
     dual_stack_subnets_never_overlap_in_either_family
     ipv6_alone_works
     changed_attributes_of_a_known_subnet_are_seen
+    the_last_of_many_changes_counts
     a_deleted_lease_is_seen_and_noticed_by_its_owner
     a_reservation_stays_one
     a_lost_lease_is_noticed

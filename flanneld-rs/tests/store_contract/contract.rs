@@ -3,7 +3,7 @@
 use crate::place::{CONFIG, Place, config, leases, node, until, v4};
 use flanneld_rs::family::Family;
 use flanneld_rs::network_config::NetworkConfig;
-use flanneld_rs::store::{Contact, LEASE_TTL, LeaseStore, StoreError};
+use flanneld_rs::store::{Contact, LEASE_TTL, LeaseStore, Snapshot, StoreError};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
@@ -179,6 +179,30 @@ pub(crate) async fn changed_attributes_of_a_known_subnet_are_seen(place: Place) 
     let renewed = store.renew(&own, &changed.announcement).await.unwrap();
     assert_eq!(renewed.lease.announcement, changed.announcement);
     until(&mut seen, |snapshot| leases(snapshot).get(&own.lease.subnets) == Some(&renewed.lease)).await;
+}
+
+/// In whatever pieces and however late the news arrives.
+pub(crate) async fn the_last_of_many_changes_counts(place: Place) {
+    let store = place.open();
+    let own = node(1).acquire(&store, &config()).await.unwrap();
+    let watch = store.watch();
+    let mut seen = watch.receiver();
+    until(&mut seen, |snapshot| leases(snapshot).len() == 1).await;
+    let key = format!("subnets/{}", own.lease.key());
+    for number in 0..100u8 {
+        place.put_with_end(&key, &node(number).announcement.to_json()).await;
+        if number % 10 == 9 {
+            place.delete(&key).await;
+        }
+    }
+    let last = node(200).announcement;
+    place.put_with_end(&key, &last.to_json()).await;
+    let is_last =
+        |snapshot: &Snapshot| leases(snapshot).get(&own.lease.subnets).is_some_and(|lease| lease.announcement == last);
+    until(&mut seen, is_last).await;
+    // Nothing that was overtaken comes after it.
+    node(2).acquire(&store, &config()).await.unwrap();
+    assert!(is_last(&until(&mut seen, |snapshot| leases(snapshot).len() == 2).await));
 }
 
 pub(crate) async fn a_deleted_lease_is_seen_and_noticed_by_its_owner(place: Place) {

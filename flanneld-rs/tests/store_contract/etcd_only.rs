@@ -18,19 +18,22 @@ fn leases_outlive_an_outage_and_compaction_and_the_watch_comes_back() {
         let (store, server) = (place.open(), server_of(&place));
         let own = node(1).acquire(&store, &config()).await.unwrap();
         let gone = node(2).acquire(&store, &config()).await.unwrap();
+        let moved = node(5).acquire(&store, &config()).await.unwrap();
         let watch = store.watch();
         let mut seen = watch.receiver();
-        until(&mut seen, |snapshot| leases(snapshot).len() == 2).await;
+        until(&mut seen, |snapshot| leases(snapshot).len() == 3).await;
 
         server.stop();
         let snapshot = until(&mut seen, |snapshot| matches!(snapshot.contact, Contact::Down { .. })).await;
-        assert_eq!(leases(&snapshot).len(), 2, "what was known stays in force");
+        assert_eq!(leases(&snapshot).len(), 3, "what was known stays in force");
         let error = store.renew(&own, &own.lease.announcement).await.unwrap_err();
         assert!(matches!(&error, StoreError::Unavailable(text) if text.contains("127.0.0.1")), "{error}");
 
         server.restart();
         // Changed and compacted before the watch is back, or just after.
         place.delete(&format!("subnets/{}", gone.lease.key())).await;
+        let elsewhere = node(6).announcement;
+        place.put_with_end(&format!("subnets/{}", moved.lease.key()), &elsewhere.to_json()).await;
         let new = node(3).acquire(&place.open(), &config()).await.unwrap();
         let mut client = place.client().await;
         let revision = client.put("/unrelated", "", None).await.unwrap().header().unwrap().revision();
@@ -39,12 +42,15 @@ fn leases_outlive_an_outage_and_compaction_and_the_watch_comes_back() {
             snapshot.contact == Contact::Live && leases(snapshot).get(&new.lease.subnets).is_some()
         })
         .await;
-        assert_eq!(leases(&snapshot).len(), 2);
+        assert_eq!(leases(&snapshot).len(), 3);
         assert!(leases(&snapshot).get(&gone.lease.subnets).is_none());
+        // A subnet that was known has other attributes now, and the own one is still there.
+        assert_eq!(leases(&snapshot).get(&moved.lease.subnets).unwrap().announcement, elsewhere);
+        assert_eq!(leases(&snapshot).get(&own.lease.subnets), Some(&own.lease));
         // And it goes on: the same handle renews, the same watch sees.
         store.renew(&own, &own.lease.announcement).await.unwrap();
         node(4).acquire(&store, &config()).await.unwrap();
-        until(&mut seen, |snapshot| leases(snapshot).len() == 3).await;
+        until(&mut seen, |snapshot| leases(snapshot).len() == 4).await;
     });
 }
 
