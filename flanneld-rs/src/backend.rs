@@ -96,7 +96,7 @@ impl Backend {
             Backend::HostGw(host_gw) => host_gw.announcement(uplink, families),
             Backend::Extension(extension) => extension.announcement(uplink, families),
             Backend::Ipip(_) | Backend::Udp(_) | Backend::Alloc => {
-                let address = |family: &Family| Some((*family, *uplink.public.get(*family)?));
+                let address = |family: &Family| Some((*family, uplink.public(*family)?));
                 let endpoint = |(family, public_ip)| (family, Endpoint { public_ip, data: None });
                 let endpoints = families.iter().filter_map(address).map(endpoint).collect();
                 Announcement { backend_type: self.backend_type().into(), endpoints }
@@ -186,13 +186,13 @@ impl Backend {
         }
     }
 
-    /// MTU in bytes of the pod network over an underlay of this MTU.
+    /// MTU in bytes of the pod network over this underlay.
     pub fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
         match self {
             Backend::Vxlan(vxlan) => vxlan.mtu(uplink, families),
             Backend::Ipip(_) => Ipip::mtu(uplink),
             Backend::Udp(_) => Udp::mtu(uplink, families),
-            Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => uplink.mtu,
+            Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => uplink.mtu(families),
             Backend::WireGuard(wireguard) => wireguard.mtu(uplink, families),
         }
     }
@@ -205,7 +205,7 @@ impl Backend {
             Backend::WireGuard(wireguard) => wireguard.ports().into_values().collect(),
             Backend::HostGw(_) | Backend::Ipip(_) | Backend::Alloc | Backend::Extension(_) => Vec::new(),
         };
-        let locals = uplink.local.iter().map(|(_, local)| *local);
+        let locals = uplink.ways.iter().map(|(_, way)| way.local);
         locals.flat_map(|local| ports.iter().map(move |port| (local, *port))).collect()
     }
 
@@ -237,7 +237,7 @@ impl Backend {
 pub struct Node<'a> {
     /// the pod network of each family
     pub networks: &'a PerFamily<IpNetwork>,
-    /// the interface between nodes
+    /// the interfaces between nodes
     pub uplink: &'a Uplink,
     /// this node's lease
     pub own: &'a Lease,
@@ -274,7 +274,7 @@ impl Node<'_> {
         if self.networks.get(family).filter(is_inside).is_none() {
             return Some(format!("{subnet} is no part of the pod network"));
         }
-        let underlay = [self.uplink.local.get(family).copied(), Some(public_ip)];
+        let underlay = [self.uplink.local(family), Some(public_ip)];
         if let Some(address) = underlay.into_iter().flatten().find(|address| subnet.contains(*address)) {
             return Some(format!("{subnet} has a node's own address in it, {address}"));
         }

@@ -67,9 +67,9 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_IFACE_REGEX", action = ArgAction::Append)]
     pub iface_regex: Vec<String>,
 
-    /// Use the interface over which the given address is reached
-    #[arg(long, env = "FLANNELD_IFACE_CAN_REACH")]
-    pub iface_can_reach: Option<IpAddr>,
+    /// Use the interface over which the given address is reached; one of each family, where they use different interfaces
+    #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_delimiter = ',', action = ArgAction::Append)]
+    pub iface_can_reach: Vec<IpAddr>,
 
     /// File to which the node's subnet and MTU are written for the CNI plugins
     #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env", global = true)]

@@ -9,7 +9,7 @@ use crate::health::{Condition, Health};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::standing::{Cause, Standing};
-use crate::uplink::{Choice, Tables, Uplink};
+use crate::uplink::{Choice, Chosen, Tables, Uplink};
 use crate::wireguard::Tunnels;
 use crate::worker::Worker;
 use cni_plugin::attachments::{Attachments, Held};
@@ -59,6 +59,8 @@ pub struct Reconciler {
     netlink: Netlink,
     nft: Nft,
     uplink: Option<Uplink>,
+    /// why each family has the way it has
+    reasons: PerFamily<String>,
     scope: Scope,
     standing: Option<Standing>,
     /// of what stands: see [`Expected::devices`]
@@ -98,6 +100,7 @@ impl Reconciler {
             netlink,
             nft,
             uplink: None,
+            reasons: PerFamily::default(),
             took_over: false,
             worker: Worker::default(),
         })
@@ -122,30 +125,34 @@ impl Reconciler {
     /// What this node should announce, from the interface as it is now. None: there is no usable interface (yet).
     pub fn announcement(&mut self) -> Option<Announcement> {
         let families = self.families();
-        let chosen = Tables::read(&mut self.netlink, &self.choice)
-            .map_err(|error| error.to_string())
-            .and_then(|tables| Uplink::choose(&tables, &self.choice, &families));
-        match chosen {
-            Ok(uplink) => {
-                self.health.note("underlay", uplink.lacks(&families).unwrap_or_default());
-                let uplink = match &self.uplink {
-                    Some(before) => uplink.remembering(before),
-                    None => uplink,
-                };
-                if self.uplink.as_ref() != Some(&uplink) {
-                    tracing::info!(
-                        "underlay interface {} (MTU {}), {}",
-                        uplink.name,
-                        uplink.mtu,
-                        describe(&uplink.public)
-                    );
-                }
-                self.uplink = Some(uplink);
+        match Tables::read(&mut self.netlink, &self.choice) {
+            Ok(tables) => {
+                let chosen = Uplink::choose(&tables, &self.choice, &families, self.uplink.as_ref());
+                self.health.note("underlay", describe(&chosen.lacking));
+                self.take(chosen);
             }
-            // An interface that is away for a moment leaves the state as it is: nothing is torn down for it.
-            Err(reason) => self.health.note("underlay", format!("waiting for a usable interface: {reason}")),
+            // The state stays as it is.
+            Err(error) => self.health.note("underlay", error.to_string()),
         }
         self.uplink.as_ref().map(|uplink| self.backend.announcement(uplink, &families))
+    }
+
+    /// Goes by this choice from now on, and tells what is new about it.
+    fn take(&mut self, chosen: Chosen) {
+        let Chosen { uplink, reasons, candidates, .. } = chosen;
+        for (family, way) in uplink.ways.iter() {
+            let before = self.uplink.as_ref().and_then(|before| before.ways.get(family));
+            let reason = reasons.get(family).map_or("", String::as_str);
+            if before != Some(way) || self.reasons.get(family).map(String::as_str) != Some(reason) {
+                tracing::info!("{family} underlay: {way}; chosen by {reason} from {candidates}");
+            }
+        }
+        let uplink = match &self.uplink {
+            Some(before) => uplink.remembering(before),
+            None => uplink,
+        };
+        self.uplink = Some(uplink).filter(|uplink| !uplink.ways.is_empty());
+        self.reasons = reasons;
     }
 
     /// Brings kernel and files to what `own` and `leases` ask for. Returns whether all of it succeeded. The overlay is looked
@@ -327,8 +334,8 @@ fn with_gateway(subnet: IpNetwork) -> IpNetwork {
     IpNetwork::new(first, subnet.prefix()).unwrap_or(subnet)
 }
 
-fn describe(addresses: &PerFamily<IpAddr>) -> String {
-    addresses.iter().map(|(_, address)| address.to_string()).collect::<Vec<_>>().join(" and ")
+fn describe(lacking: &PerFamily<String>) -> String {
+    lacking.iter().map(|(_, reason)| reason.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 /// Both were tried, and either may have failed.

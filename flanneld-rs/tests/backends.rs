@@ -5,19 +5,18 @@ use flanneld_rs::backend::{Backend, Desired, Means, Node, Work};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
-use flanneld_rs::uplink::Uplink;
+use flanneld_rs::uplink::{Uplink, Way};
 use ipnetwork::IpNetwork;
 use kernel::wireguard::PublicKey;
 use kernel::{Overlay, Route, Tunnel};
 
 fn uplink() -> Uplink {
-    Uplink {
-        name: "eth0".into(),
-        mtu: 1500,
-        local: PerFamily { v4: Some("192.168.0.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) },
-        public: PerFamily { v4: Some("192.168.0.1".parse().unwrap()), v6: Some("2001:db8::1".parse().unwrap()) },
-        on_link: vec!["192.168.0.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()],
-    }
+    let way = |text: &str| {
+        let address: IpNetwork = text.parse().unwrap();
+        let (local, interface) = (address.ip(), "eth0".into());
+        Some(Way { interface, mtu: 1500, local, public: local, on_link: vec![address] })
+    };
+    Uplink { ways: PerFamily { v4: way("192.168.0.1/24"), v6: way("2001:db8::1/64") } }
 }
 
 fn means() -> Means {
@@ -95,7 +94,7 @@ fn what_a_node_announces_depends_on_its_address_only() {
     let data = first.endpoints.v4.as_ref().unwrap().data.clone().unwrap();
     assert!(data.starts_with(r#"{"VNI":1,"VtepMAC":""#) && data.ends_with(r#""}"#), "{data}");
     let mut elsewhere = uplink();
-    elsewhere.public.v4 = Some("192.168.0.9".parse().unwrap());
+    elsewhere.ways.v4.as_mut().unwrap().public = "192.168.0.9".parse().unwrap();
     assert_ne!(announced(&elsewhere).endpoints.v4.unwrap().data.unwrap(), data);
     // A device that a predecessor left keeps the address that the others know.
     let kept = PerFamily { v4: Some("c6:d2:32:6f:8f:44".parse().unwrap()), v6: None };
@@ -211,7 +210,8 @@ fn mtu_follows_configuration_and_underlay() {
         (r#"{"Type": "udp"}"#, 1500, 1472),
         (r#"{"Type": "udp"}"#, 9001, 8973),
     ] {
-        let uplink = Uplink { mtu: underlay, ..uplink() };
+        let mut uplink = uplink();
+        uplink.ways.v4.as_mut().unwrap().mtu = underlay;
         assert_eq!(backend(config).mtu(&uplink, &[Family::V4]), wanted, "{config} over {underlay}");
     }
 }

@@ -5,7 +5,7 @@ use flanneld_rs::backend::{Backend, Means, Node};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable, Subnets};
 use flanneld_rs::network_config::NetworkConfig;
-use flanneld_rs::uplink::Uplink;
+use flanneld_rs::uplink::{Uplink, Way};
 use ipnetwork::IpNetwork;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -19,9 +19,11 @@ fn per_family<T: std::str::FromStr<Err: std::fmt::Debug>>(v4: &str, v6: &str) ->
 }
 
 fn uplink() -> Uplink {
-    let local = per_family("192.168.0.1", "2001:db8::1");
-    let on_link = vec!["192.168.0.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()];
-    Uplink { name: "eth0".into(), mtu: 1500, local, public: local, on_link }
+    let way = |address: IpNetwork| {
+        let (local, interface) = (address.ip(), "eth0".into());
+        Way { interface, mtu: 1500, local, public: local, on_link: vec![address] }
+    };
+    Uplink { ways: per_family("192.168.0.1/24", "2001:db8::1/64").map(|_, address| way(*address)) }
 }
 
 /// Few of each, so that peers often claim the same subnet, gateway, MAC address or public address, and some are odd.

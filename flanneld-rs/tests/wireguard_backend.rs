@@ -5,7 +5,7 @@ use flanneld_rs::backend::{Backend, Desired, Means, Node};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::lease::{Announcement, Endpoint, Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
-use flanneld_rs::uplink::Uplink;
+use flanneld_rs::uplink::{Uplink, Way};
 use ipnetwork::IpNetwork;
 use kernel::Tunnel;
 use kernel::wireguard::{PublicKey, SecretKey, peers_of};
@@ -15,8 +15,11 @@ const THEIRS: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 const PSK: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
 
 fn uplink(v4: &str, v6: &str) -> Uplink {
-    let local = PerFamily { v4: Some(v4.parse().unwrap()), v6: Some(v6.parse().unwrap()) };
-    Uplink { name: "eth0".into(), mtu: 1500, local, public: local, on_link: Vec::new() }
+    let way = |text: &str| {
+        let local = text.parse().unwrap();
+        Some(Way { interface: "eth0".into(), mtu: 1500, local, public: local, on_link: Vec::new() })
+    };
+    Uplink { ways: PerFamily { v4: way(v4), v6: way(v6) } }
 }
 
 fn parse(backend: &str) -> Result<NetworkConfig, String> {

@@ -19,6 +19,7 @@ mod veth;
 mod vxlan;
 mod wireguard;
 
+pub use address::AddressEntry;
 pub(crate) use address::{add_address_message, delete_address_message};
 pub use ipip::IpipAttributes;
 pub(crate) use link::delete_link_message;

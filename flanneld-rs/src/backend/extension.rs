@@ -24,8 +24,8 @@ impl Extension {
         let mut data = self.data.as_ref().map(|data| serde_json::Value::String(data.clone()).to_string());
         let mut endpoints = PerFamily::default();
         for family in families {
-            if let Some(local) = uplink.local.get(*family) {
-                endpoints.set(*family, Endpoint { public_ip: *local, data: data.take() });
+            if let Some(public_ip) = uplink.local(*family) {
+                endpoints.set(*family, Endpoint { public_ip, data: data.take() });
             }
         }
         Announcement { backend_type: TYPE.into(), endpoints }
@@ -43,7 +43,7 @@ impl Extension {
 
     /// What the commands have to do for the nodes that have peers.
     pub(super) fn plan<'a>(&self, node: &Node<'_>, nodes: impl Iterator<Item = (&'a Lease, Vec<Peer<'a>>)>) -> Plan {
-        let mut environment = variables(&node.own.subnets, &node.uplink.local);
+        let mut environment = variables(&node.own.subnets, &node.uplink.ways.map(|_, way| way.local));
         let network = node.networks.get(Family::V4).map(ToString::to_string).unwrap_or_default();
         environment.insert("NETWORK", network);
         let ipv6_network = node.networks.get(Family::V6).map(ToString::to_string).unwrap_or_default();

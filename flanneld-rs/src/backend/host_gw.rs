@@ -18,8 +18,8 @@ impl HostGw {
         let mut endpoints = PerFamily::default();
         for family in families {
             // Other nodes route through the address that this interface really has (flannel refuses a public IP here).
-            if let Some(local) = uplink.local.get(*family) {
-                endpoints.set(*family, Endpoint { public_ip: *local, data: None });
+            if let Some(public_ip) = uplink.local(*family) {
+                endpoints.set(*family, Endpoint { public_ip, data: None });
             }
         }
         Announcement { backend_type: TYPE.into(), endpoints }
@@ -27,11 +27,11 @@ impl HostGw {
 
     pub(super) fn reach(self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
         let gateway = peer.endpoint.public_ip;
-        if !uplink.reaches_directly(gateway) {
-            let name = &uplink.name;
+        let Some(way) = uplink.directly(gateway) else {
+            let name = uplink.ways.get(peer.family).map_or("any interface", |way| &way.interface);
             return Err(format!("{gateway} is not on the network of {name}, and host-gw has no way through a router"));
-        }
-        let route = Route { via: Some(gateway), dev: uplink.name.clone(), onlink: false };
+        };
+        let route = Route { via: Some(gateway), dev: way.interface.clone(), onlink: false };
         Ok(Overlay { routes: [(peer.subnet, route)].into(), ..Overlay::default() })
     }
 }

@@ -27,15 +27,15 @@ impl Ipip {
 
     /// The outer header has 20 bytes.
     pub(super) fn mtu(uplink: &Uplink) -> u32 {
-        uplink.mtu.saturating_sub(20).max(68)
+        uplink.mtu(&[Family::V4]).saturating_sub(20).max(68)
     }
 
     /// What this node has whoever its peers are: the device with its address.
     pub(super) fn base(uplink: &Uplink, own: &Lease) -> Overlay {
         let mut base = Overlay::default();
         // Other families are refused with the configuration.
-        if let (Some(IpAddr::V4(local)), Some(subnet)) = (uplink.local.get(Family::V4), own.subnets.get(Family::V4)) {
-            let link = IpipLink { local: *local, mtu: Self::mtu(uplink) };
+        if let (Some(IpAddr::V4(local)), Some(subnet)) = (uplink.local(Family::V4), own.subnets.get(Family::V4)) {
+            let link = IpipLink { local, mtu: Self::mtu(uplink) };
             base.links.insert(DEVICE.into(), Tunnel::Ipip(link));
             base.addresses.insert((DEVICE.into(), IpNetwork::from(subnet.network())));
         }
@@ -44,9 +44,9 @@ impl Ipip {
 
     pub(super) fn reach(&self, uplink: &Uplink, peer: &Peer<'_>) -> Overlay {
         let gateway = peer.endpoint.public_ip;
-        let direct = self.direct_routing && uplink.reaches_directly(gateway);
-        let dev = if direct { uplink.name.clone() } else { DEVICE.into() };
-        let route = Route { via: Some(gateway), dev, onlink: !direct };
+        let direct = uplink.directly(gateway).filter(|_| self.direct_routing);
+        let dev = direct.map_or_else(|| DEVICE.into(), |way| way.interface.clone());
+        let route = Route { via: Some(gateway), dev, onlink: direct.is_none() };
         Overlay { routes: [(peer.subnet, route)].into(), ..Overlay::default() }
     }
 }

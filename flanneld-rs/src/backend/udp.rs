@@ -47,11 +47,11 @@ impl Udp {
             // Below this the kernel has no IPv6 on a device (RFC 8200 section 5).
             Family::V6 => (48, 1280),
         };
-        uplink.mtu.saturating_sub(overhead).max(least)
+        uplink.mtu(&[family]).saturating_sub(overhead).max(least)
     }
 
     pub(super) fn mtu(uplink: &Uplink, families: &[Family]) -> u32 {
-        families.iter().map(|family| Self::device_mtu(uplink, *family)).min().unwrap_or(uplink.mtu)
+        families.iter().map(|family| Self::device_mtu(uplink, *family)).min().unwrap_or(u32::MAX)
     }
 
     /// What this node has whoever its peers are: a device of each family with its address, and one route for all nodes. The
@@ -73,7 +73,7 @@ impl Udp {
     /// What the proxy of each family has to do.
     pub(super) fn plans<'a>(&self, node: &Node<'_>, peers: impl Iterator<Item = Peer<'a>>) -> Vec<Plan> {
         let mut plans: PerFamily<Plan> = PerFamily::from_fn(|family| {
-            let bind = SocketAddr::new(*node.uplink.local.get(family)?, self.port);
+            let bind = SocketAddr::new(node.uplink.local(family)?, self.port);
             let own = *node.own.subnets.get(family)?;
             Some(Plan { family, device: Self::device(family).into(), bind, own, nodes: BTreeMap::new() })
         });

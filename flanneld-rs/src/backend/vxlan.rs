@@ -65,7 +65,7 @@ impl Vxlan {
     /// The device's address: the one that it has already, or one that depends on nothing but the node's address, so that
     /// neither a restart nor a lost state directory makes the other nodes' entries stale.
     fn mac(&self, uplink: &Uplink, family: Family) -> Option<Mac> {
-        let public = uplink.public.get(family)?;
+        let public = uplink.public(family)?;
         let derived = || Mac::derive(&format!("vtep {} {public}", self.device(family)));
         Some(self.macs.get(family).copied().unwrap_or_else(derived))
     }
@@ -73,9 +73,9 @@ impl Vxlan {
     pub(super) fn announcement(&self, uplink: &Uplink, families: &[Family]) -> Announcement {
         let mut endpoints = PerFamily::default();
         for family in families {
-            if let (Some(public_ip), Some(mac)) = (uplink.public.get(*family), self.mac(uplink, *family)) {
+            if let (Some(public_ip), Some(mac)) = (uplink.public(*family), self.mac(uplink, *family)) {
                 let data = serde_json::to_string(&Vtep { vni: self.config.vni, mac }).ok();
-                endpoints.set(*family, Endpoint { public_ip: *public_ip, data });
+                endpoints.set(*family, Endpoint { public_ip, data });
             }
         }
         Announcement { backend_type: TYPE.into(), endpoints }
@@ -83,7 +83,7 @@ impl Vxlan {
 
     pub(super) fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
         // The pod network has one MTU: that of the family with the larger outer header.
-        families.iter().map(|family| self.device_mtu(uplink, *family)).min().unwrap_or(uplink.mtu)
+        families.iter().map(|family| self.device_mtu(uplink, *family)).min().unwrap_or(u32::MAX)
     }
 
     /// Outer IP header, UDP, VXLAN and inner Ethernet: 20 or 40, and 8 + 8 + 14 bytes (RFC 7348 section 5).
@@ -93,22 +93,23 @@ impl Vxlan {
             Family::V6 => 70,
         };
         // Below 68 bytes no IPv4 packet is guaranteed to pass (RFC 791), and the kernel refuses.
-        self.config.mtu.unwrap_or(uplink.mtu).min(uplink.mtu).saturating_sub(overhead).max(68)
+        let underlay = uplink.mtu(&[family]);
+        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead).max(68)
     }
 
     /// What this node has whoever its peers are: a device of each family, with its address.
     pub(super) fn base(&self, uplink: &Uplink, own: &Lease) -> Overlay {
         let mut base = Overlay::default();
         for (family, subnet) in own.subnets.iter() {
-            let (Some(local), Some(mac)) = (uplink.local.get(family), self.mac(uplink, family)) else { continue };
+            let (Some(way), Some(mac)) = (uplink.ways.get(family), self.mac(uplink, family)) else { continue };
             let device = self.device(family);
             base.links.insert(
                 device.clone(),
                 Tunnel::Vxlan(VxlanLink {
                     vni: self.config.vni,
                     port: self.port(),
-                    underlay: uplink.name.clone(),
-                    local: *local,
+                    underlay: way.interface.clone(),
+                    local: way.local,
                     mac,
                     mtu: self.device_mtu(uplink, family),
                     learning: self.config.learning,
@@ -123,8 +124,8 @@ impl Vxlan {
     pub(super) fn reach(&self, uplink: &Uplink, peer: &Peer<'_>) -> Result<Overlay, String> {
         let public_ip = peer.endpoint.public_ip;
         let mut part = Overlay::default();
-        if self.config.direct_routing && uplink.reaches_directly(public_ip) {
-            let route = Route { via: Some(public_ip), dev: uplink.name.clone(), onlink: false };
+        if let Some(way) = uplink.directly(public_ip).filter(|_| self.config.direct_routing) {
+            let route = Route { via: Some(public_ip), dev: way.interface.clone(), onlink: false };
             part.routes.insert(peer.subnet, route);
             return Ok(part);
         }

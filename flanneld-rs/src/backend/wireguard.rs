@@ -62,7 +62,7 @@ impl WireGuard {
 
     pub(super) fn announcement(&self, uplink: &Uplink, families: &[Family]) -> Announcement {
         let endpoint = |family: &Family| {
-            let public_ip = *uplink.public.get(*family)?;
+            let public_ip = uplink.public(*family)?;
             // The order and names of flannel's own.
             let data = format!(r#"{{"PublicKey":"{}","Port":{}}}"#, self.public_key, self.port(*family));
             Some((*family, Endpoint { public_ip, data: Some(data) }))
@@ -72,7 +72,7 @@ impl WireGuard {
 
     pub(super) fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
         // The pod network has one MTU: that of the family with the larger outer header.
-        families.iter().map(|family| self.device_mtu(uplink, *family, families)).min().unwrap_or(uplink.mtu)
+        families.iter().map(|family| self.device_mtu(uplink, *family, families)).min().unwrap_or(u32::MAX)
     }
 
     /// Outer IP header, UDP, and WireGuard's header and tag: 20 or 40, and 8 + 16 + 16 bytes (section 5.4.6 of its paper).
@@ -89,7 +89,8 @@ impl WireGuard {
             Family::V6 => 80,
         };
         // Below 68 bytes no IPv4 packet is guaranteed to pass (RFC 791), and the kernel refuses.
-        self.config.mtu.unwrap_or(uplink.mtu).min(uplink.mtu).saturating_sub(overhead).max(68)
+        let underlay = uplink.mtu(&[outer]);
+        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead).max(68)
     }
 
     /// What this node has whoever its peers are: the devices with their addresses, and the refusal of packets to nobody.
@@ -155,12 +156,12 @@ impl WireGuard {
 /// between public ones, then IPv4.
 fn likelier(uplink: &Uplink, endpoints: &PerFamily<Endpoint>) -> Family {
     let theirs = endpoints.map(|_, endpoint| endpoint.public_ip);
-    let both = |family| theirs.get(family).zip(uplink.local.get(family));
+    let both = |family| theirs.get(family).copied().zip(uplink.local(family));
     match (theirs.v4, theirs.v6) {
         (_, None) => Family::V4,
         (None, Some(_)) => Family::V6,
-        _ if both(Family::V4).is_some_and(|(theirs, _)| !is_private(*theirs)) => Family::V4,
-        _ if both(Family::V6).is_some_and(|(theirs, ours)| !is_private(*theirs) && !is_private(*ours)) => Family::V6,
+        _ if both(Family::V4).is_some_and(|(theirs, _)| !is_private(theirs)) => Family::V4,
+        _ if both(Family::V6).is_some_and(|(theirs, ours)| !is_private(theirs) && !is_private(ours)) => Family::V6,
         _ => Family::V4,
     }
 }

@@ -11,7 +11,26 @@ use nix::errno::Errno;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 
+/// An address of a device, with what the kernel says of its future.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressEntry {
+    /// index of the device
+    pub index: u32,
+    /// the address with its prefix
+    pub address: IpNetwork,
+    /// somebody else on the link has it too (IPv6): packets cannot leave from it
+    pub failed: bool,
+    /// it is meant to stay: neither temporary nor deprecated nor still being tried out, and no secondary one of its network
+    pub lasting: bool,
+}
+
 impl Netlink {
+    /// All addresses of both families, each device's in the kernel's order.
+    pub fn address_entries(&mut self) -> Result<Vec<AddressEntry>> {
+        let message = Message::encode(libc::RTM_GETADDR, NLM_F_DUMP, &AddressMessage::default());
+        self.query(message, || "listing addresses".into(), decode_entry)
+    }
+
     /// All addresses of both families with the index of their device.
     pub fn addresses(&mut self) -> Result<Vec<(u32, IpNetwork)>> {
         self.list_addresses(0, || "listing addresses".into())
@@ -73,6 +92,15 @@ fn body(index: u32, address: IpNetwork, ipv6_flags: AddressHeaderFlags) -> Addre
         body.attributes.push(AddressAttribute::Broadcast(address.broadcast()));
     }
     body
+}
+
+fn decode_entry(payload: &[u8]) -> Option<AddressEntry> {
+    let (index, address) = decode(payload)?;
+    let flags = AddressHeader::parse(payload).ok()?.flags;
+    // To IPv4, the flag of temporary addresses says that it is a secondary one (linux/if_addr.h).
+    let passing = AddressHeaderFlags::Secondary | AddressHeaderFlags::Deprecated | AddressHeaderFlags::Tentative;
+    let failed = flags.contains(AddressHeaderFlags::Dadfailed);
+    Some(AddressEntry { index, address, failed, lasting: !flags.intersects(passing) })
 }
 
 pub(super) fn decode(payload: &[u8]) -> Option<(u32, IpNetwork)> {
