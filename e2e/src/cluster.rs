@@ -115,6 +115,9 @@ pub struct Settings {
     pub store: Store,
     /// the network configuration; where it names no backend itself, `backend` with its defaults
     pub network: Value,
+    /// the network configuration is kept in the file store, and not in a file that the daemons' flags name; etcd has it in
+    /// any case
+    pub stored_config: bool,
     /// further flags of every daemon
     pub flags: Vec<String>,
 }
@@ -122,7 +125,13 @@ pub struct Settings {
 impl Settings {
     /// 10.42.0.0/16 in /24 subnets, with masquerading.
     pub fn new(backend: Backend, store: Store) -> Self {
-        Settings { backend, store, network: Families::V4.network(), flags: vec!["--ip-masq".into()] }
+        Settings {
+            backend,
+            store,
+            network: Families::V4.network(),
+            stored_config: false,
+            flags: vec!["--ip-masq".into()],
+        }
     }
 
     /// The same with pods of these families.
@@ -132,7 +141,7 @@ impl Settings {
     }
 
     /// flannel's net-conf.json.
-    fn net_conf(&self) -> Value {
+    pub fn net_conf(&self) -> Value {
         let mut config = self.network.clone();
         if config.get("Backend").is_some() {
             return config;
@@ -156,6 +165,8 @@ pub struct Cluster {
     pub etcd: Option<Etcd>,
     fabric: Fabric,
     directory: PathBuf,
+    /// where the network configuration is: a file, or else etcd
+    config: Option<PathBuf>,
     flags: Vec<String>,
     /// hosts connected so far, nodes or not
     hosts: u8,
@@ -167,24 +178,43 @@ impl Cluster {
         let fabric = Fabric::new()?;
         let net_conf = settings.net_conf().to_string();
         let mut flags = Vec::new();
-        let etcd = match settings.store {
+        let (etcd, config) = match settings.store {
             Store::File => {
-                let config = directory.join("net-conf.json");
-                fs::write(&config, net_conf)?;
-                flags.extend(["--net-config-path".into(), config.display().to_string()]);
-                flags.extend(["--store-dir".into(), directory.join("store").display().to_string()]);
-                None
+                let store = directory.join("store");
+                fs::create_dir_all(&store)?;
+                let config =
+                    if settings.stored_config { store.join("config") } else { directory.join("net-conf.json") };
+                if !settings.stored_config {
+                    flags.extend(["--net-config-path".into(), config.display().to_string()]);
+                }
+                flags.extend(["--store-dir".into(), store.display().to_string()]);
+                (None, Some(config))
             }
             // The configuration is there as well: Go flannel looks for it nowhere else.
             Store::Etcd => {
                 let etcd = Etcd::start(fabric.network(), GATEWAY.into(), &directory.join("etcd"))?;
-                etcd.put(&format!("{ETCD_PREFIX}/config"), &net_conf)?;
                 flags.extend(["--etcd-endpoints".into(), etcd.endpoint()]);
-                Some(etcd)
+                (Some(etcd), None)
             }
         };
         flags.extend(settings.flags.iter().cloned());
-        Ok(Cluster { nodes: Vec::new(), etcd, fabric, directory: directory.into(), flags, hosts: 0 })
+        let directory = directory.into();
+        let cluster = Cluster { nodes: Vec::new(), etcd, fabric, directory, config, flags, hosts: 0 };
+        cluster.configure(&net_conf)?;
+        Ok(cluster)
+    }
+
+    /// Exchanges the network configuration, as an editor does or `etcdctl put`.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        match (&self.config, &self.etcd) {
+            (Some(path), _) => {
+                let draft = path.with_extension("draft");
+                fs::write(&draft, text)?;
+                Ok(fs::rename(&draft, path)?)
+            }
+            (None, Some(etcd)) => etcd.put(&format!("{ETCD_PREFIX}/config"), text),
+            (None, None) => Err("there is no place for a configuration".into()),
+        }
     }
 
     /// A cluster of `nodes` ready nodes with `pods` pods each.

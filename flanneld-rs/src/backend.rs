@@ -89,6 +89,25 @@ impl Backend {
         })
     }
 
+    /// The same with those settings of `config` that can change while it is in use
+    /// ([`NetworkConfig::change_to`](crate::network_config::NetworkConfig::change_to)).
+    #[must_use]
+    pub fn with(&self, config: &network_config::Backend) -> Self {
+        match (self, config) {
+            (Backend::Vxlan(vxlan), network_config::Backend::Vxlan(config)) => {
+                Backend::Vxlan(vxlan.with(config.clone()))
+            }
+            (Backend::Ipip(_), network_config::Backend::Ipip { direct_routing }) => {
+                Backend::Ipip(Ipip::new(*direct_routing))
+            }
+            (Backend::WireGuard(wireguard), network_config::Backend::WireGuard(config)) => {
+                Backend::WireGuard(wireguard.with(config.clone()))
+            }
+            // The others have nothing that can.
+            _ => self.clone(),
+        }
+    }
+
     /// What the other nodes must know of this one.
     pub fn announcement(&self, uplink: &Uplink, families: &[Family]) -> Announcement {
         match self {

@@ -1,6 +1,7 @@
 //! The daemon: puts the parts together, and waits for whatever wakes the next pass.
 
 use crate::backend::{Backend, Means};
+use crate::config_file::ConfigFile;
 use crate::extension::{self, CommandLine, Commands};
 use crate::family::PerFamily;
 use crate::files::Files;
@@ -13,6 +14,7 @@ use crate::network_config::{self, NetworkConfig};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
+use crate::reload::{self, Configuration, Reload};
 use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
 use crate::uplink::Choice;
 use crate::wireguard::{Identity, Tunnels};
@@ -46,9 +48,11 @@ const COMMAND_RETRY: Duration = Duration::from_secs(5);
 pub async fn run(options: Options) -> Result<(), String> {
     let mut signals = Signals::open()?;
     let last_command = OnceLock::new();
+    let Signals { hangup, terminate, interrupt } = &mut signals;
     tokio::select! {
-        outcome = serve(&options, &last_command) => return outcome,
-        () = signals.end() => {}
+        outcome = serve(&options, hangup, &last_command) => return outcome,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
     if let Some(command) = last_command.get() {
         extension::shutdown(command).await;
@@ -58,7 +62,7 @@ pub async fn run(options: Options) -> Result<(), String> {
 }
 
 /// `last_command` is filled in with what is to be run when the daemon is told to end.
-async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Result<(), String> {
+async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<CommandLine>) -> Result<(), String> {
     if options.kube_subnet_mgr {
         return Err("--kube-subnet-mgr: leases in the Kubernetes API are not built yet; \
                     use etcd (--etcd-endpoints) or a directory (--store-dir)"
@@ -75,8 +79,13 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
     let store = Arc::new(store(options)?);
     let memory = memory(options);
     let last = memory.read();
-    let (config, text) = network_config(options, &store, last.as_ref(), &health).await?;
-    let config = Arc::new(config);
+    let source = match &options.net_config_path {
+        Some(path) => reload::Source::File(ConfigFile::at(path)),
+        None => reload::Source::Store(store.clone()),
+    };
+    let at_start = network_config(&source, last.as_ref(), &health).await?;
+    let config = Arc::new(at_start.config.clone());
+    let (mut reload, config_reader) = Reload::new(source, at_start, health.clone());
     let remembered = last.as_ref().and_then(|last| last.still_held(SystemTime::now()));
     let remembered = remembered.filter(|held| config.allows(&held.lease.subnets)).cloned();
     let policy = Policy {
@@ -122,7 +131,7 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
     let mut snapshots = lease_watch.receiver();
     let keeper = Keeper {
         store: store.clone(),
-        config,
+        config: reload.in_force(),
         node,
         previous,
         remembered,
@@ -131,15 +140,20 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
         snapshots: snapshots.clone(),
         health: health.clone(),
     };
-    let record = last_known::record(memory, text, own.clone(), snapshots.clone(), health.clone());
+    let record = last_known::record(memory, reload.in_force(), own.clone(), snapshots.clone(), health.clone());
     let mut record = std::pin::pin!(record);
     let remembered = last.map(|last| last.leases);
     let mut keeper = std::pin::pin!(keeper.run(publish));
+    let mut config_reader = std::pin::pin!(config_reader.run(hangups));
     let resync = Duration::from_secs(options.iptables_resync);
     let mut told_service_manager = false;
     let mut pace = Pace::new(Instant::now());
     loop {
         let lease: Option<Lease> = own.borrow_and_update().as_ref().map(|own| own.lease.clone());
+        if let Some(config) = reload.take(lease.as_ref()) {
+            reconciler.reconfigure(Arc::new(config));
+            pace.wake(Wake::EVERYTHING);
+        }
         let snapshot = snapshots.borrow_and_update().clone();
         describe(&snapshot, &health);
         let leases = snapshot.leases.clone().map(|leases| (leases, Source::Store));
@@ -164,6 +178,8 @@ async fn serve(options: &Options, last_command: &OnceLock<CommandLine>) -> Resul
         tokio::select! {
             error = &mut keeper => return Err(error.to_string()),
             () = &mut record => {}
+            () = &mut config_reader => {}
+            () = reload.offered() => {}
             _ = own.changed() => {}
             _ = snapshots.changed() => {}
             () = sleep_until(pace.next()) => {}
@@ -270,37 +286,26 @@ pub(crate) fn memory(options: &Options) -> Place {
     Place { directory: options.state_dir.clone(), store }
 }
 
-/// The network configuration and, if it is the store's, its text: from the file if one is named, or from the store as soon as
-/// it is there; while the store does not answer or refuses to, the one of the last start.
+/// The network configuration, from the store as soon as it is there; while that does not answer or refuses to, the one of the
+/// last start.
 async fn network_config(
-    options: &Options,
-    store: &Store,
+    source: &reload::Source,
     last: Option<&LastKnown>,
     health: &Health,
-) -> Result<(NetworkConfig, Option<String>), String> {
-    if let Some(path) = &options.net_config_path {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("reading the network configuration {}: {error}", path.display()))?;
-        let config = NetworkConfig::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-        return Ok((config, None));
-    }
+) -> Result<Configuration, String> {
     loop {
-        match store.network_config().await {
-            Ok(text) => {
-                let config = NetworkConfig::parse(&text)
-                    .map_err(|error| format!("network configuration in the store: {error}"))?;
-                return Ok((config, Some(text)));
-            }
-            Err(error) => {
-                let known = last.and_then(|last| last.config.clone());
-                if let Some((config, text)) = known.and_then(|text| Some((NetworkConfig::parse(&text).ok()?, text))) {
-                    tracing::warn!("{error}; going on with the network configuration of the last start");
-                    return Ok((config, Some(text)));
-                }
-                let StoreError::Unavailable(reason) = error else { return Err(error.to_string()) };
-                health.set(Condition::Lease, Err(format!("waiting for the network configuration: {reason}")));
-            }
+        let error = match source.read().await {
+            Ok(configuration) => return Ok(configuration),
+            Err(error) => error,
+        };
+        let reload::Source::Store(_) = source else { return Err(error.to_string()) };
+        let known = last.and_then(|last| last.config.clone());
+        if let Some((config, text)) = known.and_then(|text| Some((NetworkConfig::parse(&text).ok()?, text))) {
+            tracing::warn!("{error}; going on with the network configuration of the last start");
+            return Ok(Configuration { config, text: Some(text) });
         }
+        let StoreError::Unavailable(reason) = error else { return Err(error.to_string()) };
+        health.set(Condition::Lease, Err(format!("waiting for the network configuration: {reason}")));
         health.beat();
         sleep(RETRY).await;
     }
@@ -378,6 +383,7 @@ fn identity(options: &Options, announcement: &Announcement) -> Result<String, St
 }
 
 struct Signals {
+    hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -385,13 +391,10 @@ struct Signals {
 impl Signals {
     fn open() -> Result<Self, String> {
         let open = |kind| signal(kind).map_err(|error| format!("listening for signals: {error}"));
-        Ok(Signals { terminate: open(SignalKind::terminate())?, interrupt: open(SignalKind::interrupt())? })
-    }
-
-    async fn end(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+        Ok(Signals {
+            hangup: open(SignalKind::hangup())?,
+            terminate: open(SignalKind::terminate())?,
+            interrupt: open(SignalKind::interrupt())?,
+        })
     }
 }

@@ -4,7 +4,7 @@
 use crate::family::PerFamily;
 use crate::health::{Condition, Health};
 use crate::lease::{self, Announcement, Lease, Subnets};
-use crate::network_config::NetworkConfig;
+use crate::reload::Configuration;
 use crate::store::{Contact, Held, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
 use crate::wall_clock;
 use ipnetwork::IpNetwork;
@@ -30,8 +30,8 @@ const MOVED: &str = "subnet of this node's pods";
 pub struct Keeper {
     /// where leases are
     pub store: Arc<Store>,
-    /// the pools
-    pub config: Arc<NetworkConfig>,
+    /// the pools, as they are from time to time
+    pub config: watch::Receiver<Arc<Configuration>>,
     /// identity of this node
     pub node: String,
     /// subnets of this node's last life
@@ -85,9 +85,12 @@ impl Keeper {
         let mut pause = FIRST_RETRY;
         loop {
             let announcement = self.announcement.borrow_and_update().clone();
-            let want =
-                Want { config: &self.config, announcement: &announcement, previous: self.previous, node: &self.node };
+            let in_force = self.config.borrow_and_update().clone();
+            let (config, previous) = (&in_force.config, self.previous);
+            let want = Want { config, announcement: &announcement, previous, node: &self.node };
             match self.store.acquire(&want).await {
+                // Of pools that have changed meanwhile.
+                Ok(own) if !self.config.borrow().config.allows(&own.lease.subnets) => continue,
                 Ok(own) => return Ok(own),
                 Err(error @ StoreError::Invalid(_)) if self.former(leases).is_none() => return Err(error),
                 Err(StoreError::Unavailable(why) | StoreError::Invalid(why)) if self.remembered.is_some() => {
@@ -100,8 +103,12 @@ impl Keeper {
                 }
                 Err(error) => self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}"))),
             }
-            sleep(pause).await;
-            pause = (2 * pause).min(LAST_RETRY);
+            tokio::select! {
+                biased;
+                () = sleep(pause) => pause = (2 * pause).min(LAST_RETRY),
+                // Perhaps there is room now.
+                Ok(()) = self.config.changed() => pause = FIRST_RETRY,
+            }
         }
     }
 

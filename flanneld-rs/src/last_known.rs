@@ -3,6 +3,7 @@
 
 use crate::health::Health;
 use crate::lease::{Lease, LeaseTable, key};
+use crate::reload::Configuration;
 use crate::store::{Contact, Held, Snapshot};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -151,7 +152,7 @@ impl LastKnown {
 /// Keeps the file up to date until it is dropped. A write that fails is a note of the node's health and is tried again.
 pub async fn record(
     place: Place,
-    config: Option<String>,
+    mut config: watch::Receiver<Arc<Configuration>>,
     mut own: watch::Receiver<Option<Held>>,
     mut snapshots: watch::Receiver<Snapshot>,
     health: Health,
@@ -161,13 +162,9 @@ pub async fn record(
     loop {
         let known = {
             let (own, snapshot) = (own.borrow_and_update(), snapshots.borrow_and_update());
+            let config = config.borrow_and_update().text.clone();
             let leases = snapshot.leases.clone().filter(|_| snapshot.contact == Contact::Live);
-            own.clone().zip(leases).map(|(own, leases)| LastKnown {
-                boot: boot.clone(),
-                config: config.clone(),
-                own,
-                leases,
-            })
+            own.clone().zip(leases).map(|(own, leases)| LastKnown { boot: boot.clone(), config, own, leases })
         };
         if let Some(last) = known.filter(|last| written.as_ref() != Some(last)) {
             let (place, copy, start) = (place.clone(), last.clone(), Instant::now());
@@ -186,6 +183,7 @@ pub async fn record(
         tokio::select! {
             _ = own.changed() => {}
             _ = snapshots.changed() => {}
+            Ok(()) = config.changed() => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The node daemon: leases a pod subnet, programs the overlay, and keeps it so.
 
 pub mod backend;
+pub mod config_file;
 pub mod daemon;
 pub mod extension;
 pub mod family;
@@ -15,6 +16,8 @@ pub mod network_config;
 pub mod options;
 mod pace;
 pub mod reconcile;
+mod regular_file;
+pub mod reload;
 pub mod service_manager;
 mod standing;
 pub mod store;

@@ -1,5 +1,6 @@
 //! The cluster's network configuration: flannel's `net-conf.json`, parsed into values that are ready for use.
 
+mod change;
 mod wireguard;
 
 use crate::extension::{CommandLine, Commands};

@@ -106,6 +106,15 @@ impl Reconciler {
         })
     }
 
+    /// Goes over to another configuration, one that this one [can change to](NetworkConfig::change_to); the next pass brings
+    /// it about.
+    pub fn reconfigure(&mut self, config: Arc<NetworkConfig>) {
+        self.backend = self.backend.with(&config.backend);
+        self.scope = self.backend.scope(&config);
+        self.config = config;
+        self.standing = None;
+    }
+
     /// Puts back what somebody has removed from nftables of what the plugins have recorded, whether or not there is a lease:
     /// ports of this node that lead to pods, masquerade, firewall, guards. Returns whether all of it is in order.
     pub fn plugins(&mut self) -> bool {

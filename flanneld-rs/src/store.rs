@@ -13,6 +13,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 
 pub use etcd::{EtcdOptions, EtcdStore};
 pub use file::FileStore;
@@ -117,6 +118,9 @@ pub trait LeaseStore {
     /// `Unavailable` while it is not there.
     fn network_config(&self) -> impl Future<Output = Result<String, StoreError>> + Send;
 
+    /// Wakes `wake` now, and whenever the network configuration may have changed, until it is dropped: it never ends.
+    fn follow_config(&self, wake: watch::Sender<()>) -> impl Future<Output = ()> + Send;
+
     /// Leases a subnet of each pool: the one this node already has, else the previous one, else any that is free.
     ///
     /// # Errors
@@ -167,6 +171,13 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.network_config().await,
             Self::Etcd(store) => store.network_config().await,
+        }
+    }
+
+    async fn follow_config(&self, wake: watch::Sender<()>) {
+        match self {
+            Self::File(store) => store.follow_config(wake).await,
+            Self::Etcd(store) => store.follow_config(wake).await,
         }
     }
 

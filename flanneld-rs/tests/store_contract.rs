@@ -39,6 +39,7 @@ macro_rules! both_stores {
 both_stores! {
     a_lease_is_acquired_watched_and_renewed
     the_configuration_is_read
+    changes_of_the_configuration_are_told
     the_same_public_address_gets_its_subnet_back
     the_previous_subnet_is_taken_again_if_it_is_free_and_fits
     a_node_whose_address_changed_keeps_its_subnet

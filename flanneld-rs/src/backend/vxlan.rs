@@ -49,6 +49,11 @@ impl Vxlan {
         Vxlan { config, macs }
     }
 
+    /// The same device with other settings.
+    pub(super) fn with(&self, config: network_config::Vxlan) -> Self {
+        Vxlan { config, macs: self.macs }
+    }
+
     /// Name of the device of a family (flannel's).
     pub(super) fn device(&self, family: Family) -> String {
         match family {

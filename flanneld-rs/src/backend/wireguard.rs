@@ -34,6 +34,11 @@ impl WireGuard {
         WireGuard { config, public_key, in_kernel }
     }
 
+    /// The same tunnels with other settings.
+    pub(super) fn with(&self, config: network_config::WireGuard) -> Self {
+        WireGuard { config, ..*self }
+    }
+
     /// Name of the device that carries pod packets of a family.
     fn device(&self, family: Family) -> &'static str {
         match (self.config.mode, family) {

@@ -239,6 +239,10 @@ impl LeaseStore for EtcdStore {
         self.config().await
     }
 
+    async fn follow_config(&self, wake: tokio::sync::watch::Sender<()>) {
+        watch::follow_config(self, wake).await;
+    }
+
     async fn acquire(&self, want: &Want<'_>) -> Result<OwnLease, StoreError> {
         let mut grant = Grant::default();
         let mut outcome = Err(StoreError::Unavailable(format!("{ROUNDS} other nodes were faster to take a subnet")));

@@ -149,8 +149,11 @@ async fn aside<T: Send + 'static>(
 
 impl LeaseStore for FileStore {
     async fn network_config(&self) -> Result<String, StoreError> {
-        let directory = self.directory.clone();
-        aside(move || directory.network_config()).await
+        self.directory.config().read().await
+    }
+
+    async fn follow_config(&self, wake: tokio::sync::watch::Sender<()>) {
+        self.directory.config().follow(wake).await;
     }
 
     async fn acquire(&self, want: &Want<'_>) -> Result<OwnLease, StoreError> {

@@ -1,6 +1,6 @@
 //! The contract.
 
-use crate::place::{CONFIG, Place, config, leases, node, until, v4};
+use crate::place::{CONFIG, PATIENCE, Place, config, leases, node, until, v4};
 use flanneld_rs::family::Family;
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::store::{Contact, LEASE_TTL, LeaseStore, Snapshot, StoreError};
@@ -52,6 +52,35 @@ pub(crate) async fn the_configuration_is_read(place: Place) {
     assert!(matches!(store.network_config().await, Err(StoreError::Invalid(_))));
     place.put("config", vec![b' '; 100_000]).await;
     assert!(store.network_config().await.is_err());
+}
+
+pub(crate) async fn changes_of_the_configuration_are_told(place: Place) {
+    let store = place.open();
+    let (wake, mut woken) = tokio::sync::watch::channel(());
+    let follow = store.follow_config(wake);
+    let look = async {
+        for number in 1..4 {
+            let text = format!("version {number}");
+            place.put("config", &text).await;
+            let seen = tokio::time::timeout(PATIENCE, async {
+                while store.network_config().await.as_ref() != Ok(&text) {
+                    woken.changed().await.unwrap();
+                }
+            });
+            assert!(seen.await.is_ok(), "{text} is not told of");
+        }
+        // Each wake in turn: those of the start, and what was told twice.
+        while tokio::time::timeout(Duration::from_millis(200), woken.changed()).await.is_ok() {}
+        place.put("subnets/10.5.9.0-24", HOST_GW_9).await;
+        let told = tokio::time::timeout(Duration::from_millis(200), woken.changed()).await;
+        assert!(told.is_err(), "a lease is no configuration");
+        place.delete("config").await;
+        assert!(tokio::time::timeout(PATIENCE, woken.changed()).await.is_ok(), "its end is not told");
+    };
+    tokio::select! {
+        () = follow => panic!("it ends"),
+        () = look => {}
+    }
 }
 
 pub(crate) async fn the_same_public_address_gets_its_subnet_back(place: Place) {

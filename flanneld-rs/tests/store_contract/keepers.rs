@@ -7,6 +7,7 @@ use flanneld_rs::health::{Condition, Health};
 use flanneld_rs::keeper::Keeper;
 use flanneld_rs::lease::{Announcement, Lease, LeaseTable, parse_key};
 use flanneld_rs::network_config::NetworkConfig;
+use flanneld_rs::reload::Configuration;
 use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, Held, LeaseStore, LeaseWatch, Snapshot, Store, StoreError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ impl Running {
         let (announced, announcement) = watch::channel(node.announcement.clone());
         let keeper = Keeper {
             store: Arc::new(store),
-            config: Arc::new(config),
+            config: watch::Sender::new(Arc::new(Configuration { config, text: None })).subscribe(),
             node: node.name.clone(),
             previous: node.previous,
             remembered,

@@ -91,6 +91,11 @@ impl EtcdStore {
         self.key("subnets/")
     }
 
+    /// The key of the network configuration.
+    pub(super) fn config_key(&self) -> String {
+        self.key("config")
+    }
+
     async fn read(&self, key: &str, prefix: bool) -> Result<GetResponse, StoreError> {
         self.connection
             .call(&format!("reading {key}"), |client| async move {
@@ -102,7 +107,7 @@ impl EtcdStore {
 
     /// The network configuration.
     pub(super) async fn config(&self) -> Result<String, StoreError> {
-        let key = self.key("config");
+        let key = self.config_key();
         let answer = self.read(&key, false).await?;
         let Some(kv) = answer.kvs().first() else {
             return Err(StoreError::Unavailable(format!(

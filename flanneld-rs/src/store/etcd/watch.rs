@@ -8,6 +8,7 @@ use crate::store::snapshot::{Listing, Publisher};
 use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
 use futures::{FutureExt, StreamExt};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Time before the first and between later attempts to reach etcd again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -34,10 +35,40 @@ pub(super) async fn follow(store: EtcdStore, publisher: Publisher) {
             End::Gap(why) => tracing::debug!("{why} meanwhile: listing the leases again"),
             End::Lost(why) => publisher.down(why),
         }
-        // A thousand daemons that lost one server do not come back in step.
-        tokio::time::sleep(retry.mul_f64(rand::random_range(0.5..1.0))).await;
-        retry = (retry * 2).min(RETRY.1);
+        pause(&mut retry).await;
     }
+}
+
+/// Wakes `wake` whenever the network configuration may have changed, until it is dropped: at each change of its key, and each
+/// time that changes may have gone unnoticed.
+pub(super) async fn follow_config(store: &EtcdStore, wake: watch::Sender<()>) {
+    let mut retry = RETRY.0;
+    loop {
+        if let Ok((mut stream, turn)) = open(store, &store.config_key(), 0).await {
+            retry = RETRY.0;
+            wake.send_replace(());
+            let mut ended = std::pin::pin!(store.connection.ended(turn));
+            loop {
+                tokio::select! {
+                    Ok(Some(message)) = stream.message() => {
+                        wake.send_replace(());
+                        if message.canceled() {
+                            break;
+                        }
+                    }
+                    () = &mut ended => break,
+                    else => break,
+                }
+            }
+        }
+        pause(&mut retry).await;
+    }
+}
+
+/// A thousand daemons that lost one server do not come back in step.
+async fn pause(retry: &mut Duration) {
+    tokio::time::sleep(retry.mul_f64(rand::random_range(0.5..1.0))).await;
+    *retry = (*retry * 2).min(RETRY.1);
 }
 
 async fn follow_once(store: &EtcdStore, publisher: &Publisher, listed: &mut bool) -> End {

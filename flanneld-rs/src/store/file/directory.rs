@@ -1,8 +1,9 @@
 //! The directory on disk: bounded reads, atomic writes, one lock.
 
 use super::record::{Entry, Record};
+use crate::config_file::ConfigFile;
 use crate::lease::{MAX_VALUE_BYTES, Malformed};
-use crate::network_config;
+use crate::regular_file::read_bounded;
 use crate::store::StoreError;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -10,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -97,18 +98,9 @@ impl Directory {
         }
     }
 
-    pub(super) fn network_config(&self) -> Result<String, StoreError> {
-        let path = self.0.join("config");
-        let missing = || {
-            StoreError::Unavailable(format!(
-                "{} is not there yet: write the network configuration to it, or name a file with --net-config-path",
-                path.display()
-            ))
-        };
-        let (text, _) = read_bounded(&path, network_config::MAX_BYTES)
-            .map_err(|error| failed("reading", &path, &error))?
-            .ok_or_else(missing)?;
-        String::from_utf8(text).map_err(|_| StoreError::Invalid(format!("{} is no UTF-8 text", path.display())))
+    /// Where the network configuration is.
+    pub(super) fn config(&self) -> ConfigFile {
+        ConfigFile::at(self.0.join("config"))
     }
 
     /// All lease files, parsed or not.
@@ -187,26 +179,6 @@ impl Directory {
             _ => Ok(()),
         }
     }
-}
-
-/// A regular file's bytes and metadata, from before they were read. None: it does not exist.
-fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, Metadata)>> {
-    // Opening a FIFO that somebody put there must not wait for its writer.
-    let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
-    let file = match opened {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > most {
-        return Err(io::Error::other(format!("it has more than {most} bytes")));
-    }
-    Ok(Some((bytes, metadata)))
 }
 
 /// The machine, not the file, is at fault: the same file may be readable later.

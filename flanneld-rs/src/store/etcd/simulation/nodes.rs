@@ -8,6 +8,7 @@ use crate::health::{Condition, Health};
 use crate::keeper::Keeper;
 use crate::lease::{Announcement, Endpoint, Subnets};
 use crate::network_config::NetworkConfig;
+use crate::reload::Configuration;
 use crate::store::etcd::{EtcdOptions, EtcdStore};
 use crate::store::{Contact, Held, LEASE_TTL, Snapshot, Store, StoreError};
 use crate::wall_clock::simulated::{CLOCK, Clock};
@@ -79,9 +80,10 @@ impl Node {
         let (announced, announcement) = watch::channel(self.announcement.clone());
         let (publish, leases) = watch::channel(None);
         let (shown, snapshots) = watch::channel(Snapshot::default());
+        let config = Configuration { config: NetworkConfig::parse(CONFIG).unwrap(), text: None };
         let keeper = Keeper {
             store: Arc::new(Store::Etcd(store)),
-            config: Arc::new(NetworkConfig::parse(CONFIG).unwrap()),
+            config: watch::Sender::new(Arc::new(config)).subscribe(),
             node: String::new(),
             previous: self.last.as_ref().map(|last| last.lease.subnets).unwrap_or_default(),
             remembered: self.last.clone(),
