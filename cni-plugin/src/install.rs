@@ -7,8 +7,15 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// The name of the executable itself; all others are links to it.
+/// The name of the executable itself; all others but one are links to it.
 const EXECUTABLE: &str = "cni-plugin";
+
+/// A copy of the executable, and no link: kube-flannel's manifest installs its own plugin with `cp -f`, which would write
+/// through a link and leave that one plugin under all our names.
+const COPIED: &str = "flannel";
+
+/// The executable of this process.
+const SELF: &str = "/proc/self/exe";
 
 /// How the command is called.
 const USAGE: &str =
@@ -34,23 +41,24 @@ pub(crate) fn command(mut arguments: impl Iterator<Item = OsString>) -> Option<R
 /// as `<name>.bak`, the first time.
 fn install(directory: &Path) -> Result<(), String> {
     fs::create_dir_all(directory).map_err(failed("making", directory))?;
-    let (target, draft) = (directory.join(EXECUTABLE), draft(directory, EXECUTABLE));
-    copy(Path::new("/proc/self/exe"), &draft).map_err(failed("writing", &draft))?;
-    fs::rename(&draft, &target).map_err(failed("installing", &target))?;
-    for name in catalogue::names() {
-        let link = directory.join(name);
-        if is_ours(&link) {
-            continue;
+    // The copy first: an installation that is broken off leaves it equal to what the next one brings, or to what is there.
+    for name in [COPIED, EXECUTABLE].into_iter().chain(catalogue::names().filter(|name| *name != COPIED)) {
+        let (path, draft) = (directory.join(name), draft(directory, name));
+        if name != EXECUTABLE && !is_ours(&path) {
+            keep(&path).map_err(failed("keeping a copy of", &path))?;
         }
-        keep(&link).map_err(failed("keeping a copy of", &link))?;
-        let draft = self::draft(directory, name);
-        remove(&draft).and_then(|()| symlink(EXECUTABLE, &draft)).map_err(failed("writing", &draft))?;
-        fs::rename(&draft, &link).map_err(failed("installing", &link))?;
+        let written = if matches!(name, COPIED | EXECUTABLE) {
+            copy(Path::new(SELF), &draft)
+        } else {
+            remove(&draft).and_then(|()| symlink(EXECUTABLE, &draft))
+        };
+        written.map_err(failed("writing", &draft))?;
+        fs::rename(&draft, &path).map_err(failed("installing", &path))?;
     }
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("writing", directory))
 }
 
-/// Removes the executable and the links that lead to it, and puts what had their names before back into its place.
+/// Removes the executable and its other names, and puts what had their names before back into its place.
 fn uninstall(directory: &Path) -> Result<(), String> {
     for name in catalogue::names() {
         let link = directory.join(name);
@@ -93,8 +101,17 @@ fn draft(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!(".{name}.{}", std::process::id()))
 }
 
-fn is_ours(link: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|target| target == Path::new(EXECUTABLE))
+/// Whether a plugin is a link to our executable, or a copy of it or of this process's.
+fn is_ours(plugin: &Path) -> bool {
+    match fs::read_link(plugin) {
+        Ok(target) => target == Path::new(EXECUTABLE),
+        Err(_) => [Path::new(SELF), &plugin.with_file_name(EXECUTABLE)].into_iter().any(|ours| equal(plugin, ours)),
+    }
+}
+
+fn equal(one: &Path, other: &Path) -> bool {
+    let length = |path: &Path| path.metadata().map(|metadata| metadata.len()).ok();
+    length(one).is_some() && length(one) == length(other) && fs::read(one).ok() == fs::read(other).ok()
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -131,7 +148,8 @@ mod tests {
             assert_eq!(fs::read_to_string(bin.join("bridge.bak")).unwrap(), "somebody else's");
         }
         let executable = fs::read(bin.join("bridge")).unwrap();
-        assert_eq!(executable, fs::read("/proc/self/exe").unwrap());
+        assert_eq!(executable, fs::read(SELF).unwrap());
+        assert!(!bin.join("flannel.bak").exists(), "our own copy is nobody else's");
         call(&["uninstall", "--bin-dir", bin.to_str().unwrap()]).unwrap().unwrap();
         let mut left: Vec<String> =
             fs::read_dir(&bin).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -139,6 +157,24 @@ mod tests {
         assert_eq!(left, ["bridge", "dhcp", "ptp"]);
         assert_eq!(fs::read_to_string(bin.join("bridge")).unwrap(), "somebody else's");
         assert_eq!(fs::read_link(bin.join("ptp")).unwrap(), Path::new("/nix/ptp"));
+    }
+
+    /// kube-flannel's init container does this, and a newer version of us is installed beside the copy of the older one.
+    #[test]
+    fn a_plugin_written_over_ours_is_the_only_one_that_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bin, directory) = (dir.path(), dir.path().to_str().unwrap());
+        for older in [EXECUTABLE, COPIED] {
+            fs::write(bin.join(older), "an older version of ours").unwrap();
+        }
+        call(&["install", "--bin-dir", directory]).unwrap().unwrap();
+        assert!(!bin.join("flannel.bak").exists());
+        // As cp does: into whatever is there.
+        fs::write(bin.join("flannel"), "Go flannel's").unwrap();
+        assert!(equal(&bin.join(EXECUTABLE), Path::new(SELF)));
+        call(&["uninstall", "--bin-dir", directory]).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(bin.join("flannel")).unwrap(), "Go flannel's");
+        assert_eq!(fs::read_dir(bin).unwrap().count(), 1);
     }
 
     #[test]
