@@ -95,7 +95,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         forward: options.iptables_forward_rules,
         refuse_own: options.ip_blackhole_route,
     };
-    let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
+    let files = Files::of(options);
     let plugins = (HostPorts::recorded_in(&options.host_ports_dir), Attachments::recorded_in(&options.attachments_dir));
     let mut previous = previous_subnets(&files, &config);
     if previous == PerFamily::default() {

@@ -1,12 +1,17 @@
 //! Files for the CNI plugins: the subnet file, and the conflist that tells the container runtime that the node is ready.
 
+use crate::options::Options;
 use ipam::subnet_env::SubnetEnv;
+use serde_json::Value;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the conflist, the same as flannel's, so that the two never stand side by side.
 const CONFLIST: &str = "10-flannel.conflist";
+
+/// Largest conflist that is read, in bytes: what fits into a ConfigMap.
+const LONGEST: u64 = 1 << 20;
 
 /// The files of this node.
 #[derive(Clone, Debug)]
@@ -15,9 +20,20 @@ pub struct Files {
     pub subnet_file: PathBuf,
     /// directory of the conflist, if it is to be installed
     pub conf_dir: Option<PathBuf>,
+    /// file with the conflist that is to be installed instead of our own
+    pub conflist: Option<PathBuf>,
 }
 
 impl Files {
+    /// As the options name them.
+    pub fn of(options: &Options) -> Self {
+        Files {
+            subnet_file: options.subnet_file.clone(),
+            conf_dir: options.cni_conf_dir.clone(),
+            conflist: options.cni_conf_path.clone(),
+        }
+    }
+
     /// Brings the subnet file up to date. Written only when it differs.
     ///
     /// # Errors
@@ -34,11 +50,12 @@ impl Files {
     /// Installs the conflist: the last step, for its presence makes the runtime report the node as ready.
     ///
     /// # Errors
-    /// The path and why it cannot be written.
+    /// The path and why it cannot be written, or what keeps the given one from being installed; one that was installed
+    /// before stays.
     pub fn install_conflist(&self) -> Result<(), String> {
         let Some(dir) = &self.conf_dir else { return Ok(()) };
         let path = dir.join(CONFLIST);
-        let text = conflist(&self.subnet_file);
+        let text = self.wanted_conflist()?;
         if fs::read_to_string(&path).is_ok_and(|present| present == text) {
             return Ok(());
         }
@@ -54,11 +71,37 @@ impl Files {
     pub fn remove(&self) -> Result<(), String> {
         if let Some(dir) = &self.conf_dir {
             let path = dir.join(CONFLIST);
-            if fs::read_to_string(&path).is_ok_and(|present| present == conflist(&self.subnet_file)) {
+            let ours = self.wanted_conflist().unwrap_or_else(|_| conflist(&self.subnet_file));
+            if fs::read_to_string(&path).is_ok_and(|present| present == ours) {
                 remove(&path)?;
             }
         }
         remove(&self.subnet_file)
+    }
+
+    /// The given conflist to the byte, or ours. It is read anew each time: a mounted ConfigMap changes under way.
+    fn wanted_conflist(&self) -> Result<String, String> {
+        match &self.conflist {
+            Some(path) => given(path).map_err(|error| format!("the conflist {}: {error}", path.display())),
+            None => Ok(conflist(&self.subnet_file)),
+        }
+    }
+}
+
+/// A conflist from somebody else: a runtime that met a broken one would report the node as not ready, or take the next file.
+fn given(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let read = fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
+    read.map_err(|error| error.to_string())?;
+    let list: Value = serde_json::from_str(&text).map_err(|error| format!("no JSON: {error}"))?;
+    let typed = |plugin: &Value| plugin.get("type").is_some_and(Value::is_string);
+    let plugins = list.get("plugins").and_then(Value::as_array);
+    if list.get("name").is_none_or(|name| !name.is_string()) {
+        Err("it has no \"name\"".into())
+    } else if plugins.is_none_or(|plugins| plugins.is_empty() || !plugins.iter().all(typed)) {
+        Err("its \"plugins\" are no list of objects with a \"type\"".into())
+    } else {
+        Ok(text)
     }
 }
 

@@ -133,6 +133,11 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_CNI_CONF_DIR", global = true)]
     pub cni_conf_dir: Option<PathBuf>,
 
+    /// Conflist to be installed in --cni-conf-dir instead of the daemon's own, such as the cni-conf.json of kube-flannel's
+    /// ConfigMap
+    #[arg(long, env = "FLANNELD_CNI_CONF_PATH", global = true, requires = "cni_conf_dir")]
+    pub cni_conf_path: Option<PathBuf>,
+
     /// Directory in which the CNI plugins record the ports of this node that lead to pods, and from which they are restored
     #[arg(long, env = "FLANNELD_HOST_PORTS_DIR", default_value = cni_plugin::host_ports::DEFAULT_DIRECTORY)]
     pub host_ports_dir: PathBuf,

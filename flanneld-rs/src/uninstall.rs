@@ -29,7 +29,7 @@ pub fn uninstall(options: &Options) -> Result<(), String> {
         }
         Err(error) => failures.push(error.to_string()),
     }
-    let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: options.cni_conf_dir.clone() };
+    let files = Files::of(options);
     failures.extend(files.remove().err());
     failures.extend(daemon::memory(options).remove().err());
     failures.extend(Identity::forget(&options.state_dir).err());

@@ -101,7 +101,7 @@ fn reconciler(options: &Options, mac: kernel::Mac) -> Reconciler {
         forward: Switch::ON,
         refuse_own: true,
     };
-    let files = Files { subnet_file: options.subnet_file.clone(), conf_dir: None };
+    let files = Files::of(options);
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
     let attachments = cni_plugin::attachments::Attachments::recorded_in(&options.attachments_dir);
     Reconciler::new(
