@@ -246,6 +246,20 @@ impl Cluster {
         self.fabric.replace_cable(&self.nodes.get(node).ok_or("no such node")?.host)
     }
 
+    /// Writes a lease into the store as another node would, in one step; None: takes it out.
+    pub fn put_lease(&self, key: &str, lease: Option<&Value>) -> Result<()> {
+        match (&self.etcd, lease) {
+            (Some(etcd), Some(lease)) => etcd.put(&format!("{ETCD_PREFIX}/subnets/{key}"), &lease.to_string()),
+            (Some(etcd), None) => etcd.delete(&format!("{ETCD_PREFIX}/subnets/{key}")),
+            (None, Some(lease)) => {
+                let written = self.leases().join("../.by-hand");
+                fs::write(&written, lease.to_string())?;
+                Ok(fs::rename(written, self.leases().join(key))?)
+            }
+            (None, None) => Ok(fs::remove_file(self.leases().join(key))?),
+        }
+    }
+
     /// Where the file store keeps the leases.
     pub fn leases(&self) -> PathBuf {
         self.directory.join("store/subnets")

@@ -2,17 +2,21 @@
 //! packets flow. The faults strike the first node of a dual-stack cluster of two; one family is struck, and the other one is
 //! watched too.
 
-use crate::cluster::{Backend, Cluster, Store};
+mod fault;
+
+pub use fault::Fault;
+
+use crate::cluster::{Backend, Cluster};
 use crate::fabric::UPLINK;
+use crate::probe::ask;
 use crate::stream::{Report, Stream};
 use crate::{Result, eventually, oracle};
 use ipnetwork::IpNetwork;
 use kernel::netlink::Netlink;
 use kernel::{Overlay, Scope, observe, sysctl};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 /// Between two requests of the streams.
@@ -22,133 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What the underlay's MTU is changed to, and the usual one, in bytes.
 const MTUS: (u32, u32) = (1400, 1500);
 
-/// Something that is done to the first node behind the daemon's back, or to its peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// the tunnel's device is deleted
-    DeviceDeleted,
-    /// it gets another name
-    DeviceRenamed,
-    /// it is switched off
-    DeviceDown,
-    /// its hardware address is changed
-    MacChanged,
-    /// its MTU is changed
-    MtuChanged,
-    /// its addresses are removed
-    AddressesFlushed,
-    /// the routes to the peers are removed
-    RoutesFlushed,
-    /// the forwarding entries are removed
-    ForwardingEntriesCleared,
-    /// the neighbours are removed
-    NeighboursCleared,
-    /// all nftables tables are removed
-    RulesetFlushed,
-    /// the daemon's table is removed
-    TableDeleted,
-    /// the daemon's table loses its rules
-    TableEmptied,
-    /// forwarding is switched off
-    ForwardingOff,
-    /// the underlay interface goes down and up again, and gets its addresses and default route back
-    UnderlayBounced,
-    /// the underlay interface gets a smaller MTU, and later the usual one again
-    UnderlayMtuChanged,
-    /// the underlay interface is replaced by another one of the same name
-    UnderlayReplaced,
-    /// the node gets another address
-    AddressChanged,
-    /// the peer gets another address
-    PeerMoved,
-    /// the peer's machine is replaced by one of the same name, with other addresses and nothing on it
-    PeerReplaced,
-}
-
-impl Fault {
-    /// All of them, the gentle ones first.
-    pub const ALL: [Fault; 19] = [
-        Fault::RoutesFlushed,
-        Fault::NeighboursCleared,
-        Fault::ForwardingEntriesCleared,
-        Fault::AddressesFlushed,
-        Fault::DeviceDown,
-        Fault::MtuChanged,
-        Fault::MacChanged,
-        Fault::DeviceRenamed,
-        Fault::DeviceDeleted,
-        Fault::RulesetFlushed,
-        Fault::TableDeleted,
-        Fault::TableEmptied,
-        Fault::ForwardingOff,
-        Fault::UnderlayMtuChanged,
-        Fault::UnderlayBounced,
-        Fault::UnderlayReplaced,
-        Fault::AddressChanged,
-        Fault::PeerMoved,
-        Fault::PeerReplaced,
-    ];
-
-    /// Whether there is anything that it could break. Leases in etcd are flannel's and have no node's name: a machine that
-    /// is replaced is another node there.
-    pub fn applies(self, backend: Backend, store: Store) -> bool {
-        let device = matches!(
-            self,
-            Fault::DeviceDeleted
-                | Fault::DeviceRenamed
-                | Fault::DeviceDown
-                | Fault::MacChanged
-                | Fault::MtuChanged
-                | Fault::AddressesFlushed
-                | Fault::ForwardingEntriesCleared
-                | Fault::NeighboursCleared
-        );
-        (backend == Backend::Vxlan || !device) && (store == Store::File || self != Fault::PeerReplaced)
-    }
-
-    /// Whether it strikes one family only, so that the other must not notice.
-    pub fn is_of_one_family(self, backend: Backend) -> bool {
-        let other =
-            matches!(self, Fault::RoutesFlushed | Fault::TableDeleted | Fault::TableEmptied | Fault::ForwardingOff);
-        let underlay = matches!(
-            self,
-            Fault::UnderlayBounced
-                | Fault::UnderlayMtuChanged
-                | Fault::UnderlayReplaced
-                | Fault::AddressChanged
-                | Fault::PeerMoved
-                | Fault::PeerReplaced
-                | Fault::RulesetFlushed
-        );
-        other || (backend == Backend::Vxlan && !underlay)
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Fault::DeviceDeleted => "device deleted",
-            Fault::DeviceRenamed => "device renamed",
-            Fault::DeviceDown => "device brought down",
-            Fault::MacChanged => "device's MAC address changed",
-            Fault::MtuChanged => "device's MTU changed",
-            Fault::AddressesFlushed => "device's addresses flushed",
-            Fault::RoutesFlushed => "routes flushed",
-            Fault::ForwardingEntriesCleared => "forwarding entries cleared",
-            Fault::NeighboursCleared => "neighbours cleared",
-            Fault::RulesetFlushed => "nft ruleset flushed",
-            Fault::TableDeleted => "nft table deleted",
-            Fault::TableEmptied => "nft table emptied",
-            Fault::ForwardingOff => "forwarding switched off",
-            Fault::UnderlayBounced => "underlay interface bounced",
-            Fault::UnderlayMtuChanged => "underlay's MTU changed",
-            Fault::UnderlayReplaced => "underlay interface deleted and made anew",
-            Fault::AddressChanged => "node's address changed",
-            Fault::PeerMoved => "peer's address changed",
-            Fault::PeerReplaced => "peer replaced under its name",
-        })
-    }
-}
+/// Public addresses of a node that there is not, which takes the first node's subnets.
+const ANOTHER: (IpAddr, IpAddr) =
+    (IpAddr::V4(Ipv4Addr::new(192, 168, 50, 250)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x50, 0, 0, 0, 0, 0xfa)));
 
 /// What became of a fault.
 #[derive(Clone, Debug)]
@@ -189,11 +69,18 @@ impl Victim {
             |v6: bool| targets.iter().find(|address| address.is_ipv6() == v6).copied().ok_or("no such address");
         let struck = Stream::start(pod, target(v6)?, INTERVAL).map_err(in_context)?;
         let other = Stream::start(pod, target(!v6)?, INTERVAL).map_err(in_context)?;
+        let key = self.cluster.nodes[0].lease_key()?;
         self.strike(fault, v6).map_err(|error| format!("{fault}: {error}"))?;
         let start = Instant::now();
         eventually(PATIENCE, || self.is_well(fault, &healthy))
             .map_err(|error| format!("{fault} ({}, {}): {error}", self.backend, family_name(v6)))?;
         let healed = start.elapsed();
+        if fault == Fault::SubnetTaken {
+            // What pods of the old subnet send is answered to its new owner, until they are replaced.
+            let outcome = Outcome { healed, struck: struck.stop()?, other: other.stop()? };
+            self.settle(&key).map_err(|error| format!("after {fault}: {error}"))?;
+            return Ok(outcome);
+        }
         for stream in [&struck, &other] {
             stream.wait_for_answers(20).map_err(|error| format!("after {fault}: {error}"))?;
         }
@@ -252,6 +139,17 @@ impl Victim {
             Fault::UnderlayReplaced => self.cluster.replace_cable(0),
             Fault::AddressChanged => self.renumber(0),
             Fault::PeerMoved => self.renumber(1),
+            Fault::SubnetTaken => {
+                let mut lease =
+                    json!({"PublicIP": ANOTHER.0, "PublicIPv6": ANOTHER.1, "BackendType": self.backend.to_string()});
+                if self.backend == Backend::Vxlan {
+                    for (member, mac) in [("BackendData", "02:00:00:00:00:fa"), ("BackendV6Data", "02:00:00:00:00:fb")]
+                    {
+                        lease[member] = json!({"VNI": 1, "VtepMAC": mac});
+                    }
+                }
+                self.cluster.put_lease(&self.cluster.nodes[0].lease_key()?, Some(&lease))
+            }
             Fault::PeerReplaced => {
                 self.cluster.nodes[1].kill_daemon()?;
                 self.renumber(1)?;
@@ -263,6 +161,23 @@ impl Victim {
                 peer.start_daemon()
             }
         }
+    }
+
+    /// Replaces the first node's pod by one of its present subnets, and lets whoever took the former ones, under `key`, be gone.
+    fn settle(&mut self, key: &str) -> Result<()> {
+        self.cluster.put_lease(key, None)?;
+        let name = self.cluster.nodes[0].pods[0].name.clone();
+        self.cluster.nodes[0].remove_pod(&name)?;
+        self.cluster.nodes[0].add_pod(&name)?;
+        let pod = &self.cluster.nodes[0].pods[0];
+        for (source, target) in pod.addresses.iter().zip(&self.cluster.nodes[1].pods[0].addresses) {
+            let ask = || ask(pod.sandbox.network(), *target, Duration::from_millis(200));
+            let seen = eventually(PATIENCE, ask)?.seen;
+            if seen != *source {
+                return Err(format!("{target} sees {seen} instead of {source}").into());
+            }
+        }
+        Ok(())
     }
 
     fn renumber(&mut self, node: usize) -> Result<()> {
@@ -290,6 +205,7 @@ impl Victim {
             Backend::Vxlan => now.overlay.fdb.values().copied().collect(),
             _ => now.overlay.routes.values().filter_map(|route| route.via).collect(),
         };
+        let peers: Vec<IpAddr> = peers.into_iter().filter(|peer| ![ANOTHER.0, ANOTHER.1].contains(peer)).collect();
         if peers.len() != 2 || peers.iter().any(|peer| *peer != hosts[1].address_like(*peer)) {
             return Err(format!("the peer is looked for at {peers:?}").into());
         }
@@ -299,8 +215,20 @@ impl Victim {
             _ => mtu,
         };
         let expected = file_mtu.to_string();
-        if subnets.get("FLANNEL_MTU") != Some(&expected) || subnets.get("FLANNEL_SUBNET") != healthy.subnet.as_ref() {
+        let moved = now.subnets.iter().zip(&healthy.subnets).filter(|(now, before)| now != before).count();
+        let due = if fault == Fault::SubnetTaken { healthy.subnets.len() } else { 0 };
+        if subnets.get("FLANNEL_MTU") != Some(&expected) || moved != due {
             return Err(format!("the subnet file says {subnets:?}").into());
+        }
+        for subnet in &now.subnets {
+            let is_its = |(_, address): &(String, IpNetwork)| address.ip() == subnet.network();
+            let network = IpNetwork::new(subnet.network(), subnet.prefix())?.to_string();
+            if self.backend == Backend::Vxlan && !now.overlay.addresses.iter().any(is_its) {
+                return Err(format!("no device has the address of {network}").into());
+            }
+            if !now.rules.iter().any(|table| table.contains(&network)) {
+                return Err(format!("no rule names {network}").into());
+            }
         }
         Ok(())
     }
@@ -320,8 +248,8 @@ impl Victim {
         // A table that was made anew comes last.
         let rules: BTreeSet<String> =
             listing.split("\ntable ").map(|table| table.trim_start_matches("table ").trim().into()).collect();
-        let subnet = node.subnet_file()?.remove("FLANNEL_SUBNET");
-        Ok(State { overlay, forwarding, rules, subnet, picture: String::new() })
+        let subnets = node.subnets()?;
+        Ok(State { overlay, forwarding, rules, subnets, picture: String::new() })
     }
 
     /// The state, once it has both families of the peer and does not change while one looks twice.
@@ -367,20 +295,14 @@ impl Victim {
     }
 }
 
-impl Fault {
-    /// Whether what is right afterwards is not what was right before.
-    fn changes_the_state(self) -> bool {
-        matches!(self, Fault::AddressChanged | Fault::PeerMoved | Fault::PeerReplaced | Fault::UnderlayMtuChanged)
-    }
-}
-
 /// What the first node has.
 #[derive(Debug)]
 struct State {
     overlay: Overlay,
     forwarding: [String; 2],
     rules: BTreeSet<String>,
-    subnet: Option<String>,
+    /// with the gateway's address, as in the subnet file
+    subnets: Vec<IpNetwork>,
     picture: String,
 }
 

@@ -6,6 +6,7 @@ use crate::probe::http_get;
 use crate::process::{Process, Program};
 use crate::runner::{Attachment, Network, Runtime};
 use crate::{Result, tools};
+use ipnetwork::IpNetwork;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
@@ -169,6 +170,23 @@ impl Node {
             .filter_map(|line| line.split_once('='))
             .map(|(key, value)| (key.into(), value.into()))
             .collect())
+    }
+
+    /// The subnets in that file, IPv4 first, with the gateway's address.
+    pub fn subnets(&self) -> Result<Vec<IpNetwork>> {
+        let file = self.subnet_file()?;
+        let texts = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].into_iter().filter_map(|name| file.get(name));
+        texts.map(|text| text.parse().map_err(|error| format!("{text}: {error}").into())).collect()
+    }
+
+    /// What the node's lease is called in the store, as flannel names it.
+    pub fn lease_key(&self) -> Result<String> {
+        let parts = self
+            .subnets()?
+            .iter()
+            .map(|subnet| format!("{}-{}", subnet.network(), subnet.prefix()))
+            .collect::<Vec<_>>();
+        Ok(parts.join("&"))
     }
 
     /// Starts a pod and attaches it.

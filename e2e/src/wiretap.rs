@@ -14,19 +14,20 @@ pub struct Wiretap {
 }
 
 impl Wiretap {
-    /// Listens on all bridges in `network`, for packets from or to `pods` and for those to the tunnels' UDP `port`.
-    pub fn start(network: &Netns, pods: &str, port: u16) -> Result<Self> {
+    /// Listens on all bridges in `network`, for packets from or to the networks `pods` and for those to the tunnels' UDP `ports`.
+    pub fn start(network: &Netns, pods: &[&str], ports: &[u16]) -> Result<Self> {
         oracle::nft(network, &format!("add table bridge {TABLE}"))?;
         for counter in ["clear", "sealed"] {
             oracle::nft(network, &format!("add counter bridge {TABLE} {counter}"))?;
         }
         let chain = "{ type filter hook prerouting priority -300 ; }";
         oracle::nft(network, &format!("add chain bridge {TABLE} frames {chain}"))?;
-        for (rule, counter) in [
-            (format!("ip saddr {pods}"), "clear"),
-            (format!("ip daddr {pods}"), "clear"),
-            (format!("udp dport {port}"), "sealed"),
-        ] {
+        let of_pods = pods.iter().flat_map(|pods| {
+            let protocol = if pods.contains(':') { "ip6" } else { "ip" };
+            ["saddr", "daddr"].map(|end| (format!("{protocol} {end} {pods}"), "clear"))
+        });
+        let of_tunnels = ports.iter().map(|port| (format!("udp dport {port}"), "sealed"));
+        for (rule, counter) in of_pods.chain(of_tunnels) {
             oracle::nft(network, &format!("add rule bridge {TABLE} frames {rule} counter name {counter}"))?;
         }
         Ok(Wiretap { network: network.try_clone()? })

@@ -23,13 +23,6 @@ fn start(work: &WorkDir, settings: &Settings, nodes: usize) -> Cluster {
     Cluster::start(settings, work.path(), nodes, 1).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Writes a lease into the file store, in one step as the daemons do.
-fn write_lease(cluster: &Cluster, key: &str, lease: &Value) {
-    let written = cluster.leases().join("../.by-hand");
-    fs::write(&written, lease.to_string()).unwrap();
-    fs::rename(written, cluster.leases().join(key)).unwrap();
-}
-
 /// Waits for what /readyz answers.
 fn wait_for_health(node: &Node, wanted: u16, named: &str) {
     eventually(LIMIT, || match node.health("/readyz")? {
@@ -49,11 +42,8 @@ fn one_that_fails_holds_up_no_other_and_is_told_until_it_is_mended() {
     let lease = |number: u8| {
         let data = json!({"VNI": 1, "VtepMAC": format!("02:00:00:00:00:{number:02x}")});
         let public = format!("192.168.50.{number}");
-        write_lease(
-            &cluster,
-            &format!("10.42.{number}.0-24"),
-            &json!({"PublicIP": public, "BackendType": "vxlan", "BackendData": data}),
-        );
+        let lease = json!({"PublicIP": public, "BackendType": "vxlan", "BackendData": data});
+        cluster.put_lease(&format!("10.42.{number}.0-24"), Some(&lease)).unwrap();
     };
     // An administrator's route, which is none of ours to replace.
     oracle::ip(&node.host.network, "route add 10.42.200.0/24 via 192.168.50.1 proto static").unwrap();
@@ -90,9 +80,7 @@ fn a_change_of_one_family_is_followed_and_a_broken_one_leaves_the_other_alone() 
     let mut cluster = start(&work, &settings, 2);
     // Its lease is ours to write now.
     cluster.nodes[1].stop_daemon().unwrap();
-    let subnets = cluster.nodes[1].subnet_file().unwrap();
-    let network = |name: &str| subnets[name].replace(".1/24", ".0-24").replace("::1/64", "::-64");
-    let key = format!("{}&{}", network("FLANNEL_SUBNET"), network("FLANNEL_IPV6_SUBNET"));
+    let key = cluster.nodes[1].lease_key().unwrap();
     let mut lease: Value = serde_json::from_slice(&fs::read(cluster.leases().join(&key)).unwrap()).unwrap();
     let node = &cluster.nodes[0];
     let fdb = |device: &str| oracle::bridge(&node.host.network, &format!("fdb show dev {device}")).unwrap();
@@ -102,7 +90,7 @@ fn a_change_of_one_family_is_followed_and_a_broken_one_leaves_the_other_alone() 
 
     let new = "02:00:00:00:00:66";
     lease["BackendV6Data"]["VtepMAC"] = json!(new);
-    write_lease(&cluster, &key, &lease);
+    cluster.put_lease(&key, Some(&lease)).unwrap();
     eventually(LIMIT, || match fdb("flannel-v6.1") {
         entries if entries.contains(&format!("{new} dst 2001:db8:50::")) => Ok(()),
         entries => Err(entries.into()),
@@ -112,7 +100,7 @@ fn a_change_of_one_family_is_followed_and_a_broken_one_leaves_the_other_alone() 
     assert!(matches!(&neighbours[..], [neighbour] if neighbour["lladdr"] == new), "{neighbours:?}");
 
     lease["BackendV6Data"]["VtepMAC"] = json!("fish");
-    write_lease(&cluster, &key, &lease);
+    cluster.put_lease(&key, Some(&lease)).unwrap();
     eventually(LIMIT, || match fdb("flannel-v6.1") {
         entries if entries.contains(" dst ") => Err(entries.into()),
         _ => Ok(()),

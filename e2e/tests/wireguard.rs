@@ -4,7 +4,7 @@
 // A test that cannot go on has failed: unwrap says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use e2e::cluster::{Backend, Cluster, Settings, Store};
+use e2e::cluster::{Backend, Cluster, Families, Settings, Store};
 use e2e::probe::{ask, ask_tcp};
 use e2e::stream::Stream;
 use e2e::wiretap::Wiretap;
@@ -20,7 +20,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(20);
 const INTERVAL: Duration = Duration::from_millis(1);
 const PODS: &str = "10.42.0.0/16";
-const PORT: u16 = 51820;
+const PODS_OF_IPV6: &str = "fd42::/48";
+const PORTS: [u16; 2] = [51820, 51821];
 
 fn work() -> WorkDir {
     tools::set_helper(env!("CARGO_BIN_EXE_e2e"));
@@ -28,13 +29,16 @@ fn work() -> WorkDir {
 }
 
 fn start(work: &WorkDir, store: Store, nodes: usize, pods: usize) -> Cluster {
+    start_with(work, store, Families::V4, "separate", nodes, pods)
+}
+
+fn start_with(work: &WorkDir, store: Store, families: Families, mode: &str, nodes: usize, pods: usize) -> Cluster {
     if kernel::wireguard::WireGuard::open().unwrap().is_none() {
         e2e::not_tested("the kernel's own WireGuard: this kernel has none, and the daemons carry the packets");
     }
-    let network = json!({"Network": PODS, "SubnetLen": 24, "Backend": {
-        "Type": "wireguard", "PSK": "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=",
-    }});
-    let settings = Settings { network, ..Settings::new(Backend::WireGuard, store) };
+    let mut settings = Settings::new(Backend::WireGuard, store).with(families);
+    settings.network["Backend"] =
+        json!({"Type": "wireguard", "Mode": mode, "PSK": "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo="});
     Cluster::start(&settings, work.path(), nodes, pods).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -68,11 +72,52 @@ fn everybody_reaches_everybody() {
     }
 }
 
+/// A tunnel for each family, one for both over either, and IPv6 alone; nothing in clear text, also after a restart and without
+/// the device.
+#[test]
+fn both_families_and_ipv6_alone() {
+    for (families, mode, store, device) in [
+        (Families::Dual, "separate", Store::Etcd, "flannel-wg-v6"),
+        (Families::Dual, "auto", Store::File, "flannel-wg"),
+        (Families::Dual, "ipv6", Store::File, "flannel-wg"),
+        (Families::V6, "separate", Store::Etcd, "flannel-wg-v6"),
+    ] {
+        let work = work();
+        let mut cluster = start_with(&work, store, families, mode, 2, 1);
+        let tap = Wiretap::start(cluster.fabric().network(), &[PODS, PODS_OF_IPV6], &PORTS).unwrap();
+        let reach = |cluster: &Cluster| {
+            for (from, to) in
+                [(0, 1), (1, 0)].map(|(from, to)| (&cluster.nodes[from].pods[0], &cluster.nodes[to].pods[0]))
+            {
+                assert_eq!(from.addresses.len(), if families == Families::Dual { 2 } else { 1 });
+                for (source, target) in from.addresses.iter().zip(&to.addresses) {
+                    let pod = from.sandbox.network();
+                    reached(pod, *target);
+                    assert_eq!(ask(pod, *target, SECOND).unwrap().seen, *source, "{mode}, UDP to {target}");
+                    assert_eq!(ask_tcp(pod, *target, SECOND).unwrap().seen, *source, "{mode}, TCP to {target}");
+                }
+            }
+        };
+        reach(&cluster);
+        // 40 bytes of IPv6, and 40 of UDP and WireGuard: the pod network has one MTU.
+        let mtu = cluster.nodes[0].subnet_file().unwrap()["FLANNEL_MTU"].clone();
+        assert_eq!(mtu, "1420", "{families:?}, {mode}");
+        assert!(cluster.nodes[1].stop_daemon().unwrap().success());
+        cluster.nodes[1].start_daemon().unwrap();
+        cluster.nodes[1].wait_ready().unwrap();
+        oracle::ip(&cluster.nodes[0].host.network, &format!("link del {device}")).unwrap();
+        reach(&cluster);
+        let (clear, sealed) = tap.counts().unwrap();
+        assert_eq!(clear, 0, "{families:?}, {mode}: pod packets on the underlay");
+        assert!(sealed > 0);
+    }
+}
+
 #[test]
 fn no_pod_packet_leaves_in_clear_text() {
     let work = work();
     let mut cluster = start(&work, Store::File, 2, 2);
-    let tap = Wiretap::start(cluster.fabric().network(), PODS, PORT).unwrap();
+    let tap = Wiretap::start(cluster.fabric().network(), &[PODS], &PORTS).unwrap();
     let (pod, target) = pair(&cluster);
     let pod = pod.try_clone().unwrap();
     reached(&pod, target);

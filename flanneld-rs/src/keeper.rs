@@ -116,18 +116,23 @@ impl Keeper {
     async fn keep(&mut self, mut own: OwnLease, leases: &watch::Sender<Option<Held>>) -> StoreError {
         let mut pause = FIRST_RETRY;
         let mut retry: Option<Instant> = None;
-        let mut doubt_from = Instant::now() + DOUBT;
+        // A list that has caught up once is believed at once, but no more often than that: others may write as we do.
+        let (mut doubt_from, mut believed_from) = (Instant::now() + DOUBT, Instant::now());
         // Whichever comes first: the wall clock also counts while the machine sleeps, this one is never set back.
         let mut latest = Instant::now() + self.until_renewal(&own);
         loop {
             let due = retry.unwrap_or_else(|| latest.min(Instant::now() + self.until_renewal(&own)));
             let bounded = due.min(Instant::now() + LONGEST_SLEEP);
-            let doubted = self.is_doubtful(&own);
+            let shown = self.shows(&own);
+            if shown == Some(true) {
+                doubt_from = doubt_from.min(believed_from);
+            }
             let renew = tokio::select! {
                 // In one order, so that a simulation can be repeated.
                 biased;
                 () = sleep_until(bounded) => due <= Instant::now() || self.until_renewal(&own).is_zero(),
-                () = sleep_until(doubt_from), if doubted => {
+                () = sleep_until(doubt_from), if shown == Some(false) => {
+                    believed_from = Instant::now() + DOUBT;
                     tracing::warn!("lease {}: the store shows it otherwise than we left it", own.lease.key());
                     true
                 }
@@ -176,11 +181,11 @@ impl Keeper {
         }
     }
 
-    /// An up-to-date list that does not show our lease as we left it: deleted or overwritten, unless the list lags behind.
-    /// The store tells which when it is asked to renew.
-    fn is_doubtful(&mut self, own: &OwnLease) -> bool {
+    /// Whether the list shows our lease as we left it. None: it is not up to date. False: the lease was deleted or overwritten,
+    /// unless the list lags behind; the store tells which when it is asked to renew.
+    fn shows(&mut self, own: &OwnLease) -> Option<bool> {
         let snapshot = self.snapshots.borrow_and_update();
-        let Some(leases) = snapshot.leases.as_ref().filter(|_| snapshot.contact == Contact::Live) else { return false };
-        leases.get(&own.lease.subnets) != Some(&own.lease)
+        let leases = snapshot.leases.as_ref().filter(|_| snapshot.contact == Contact::Live)?;
+        Some(leases.get(&own.lease.subnets) == Some(&own.lease))
     }
 }

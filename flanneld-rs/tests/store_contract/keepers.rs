@@ -184,9 +184,15 @@ fn a_list_that_comes_after_our_own_write_is_waited_for() {
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(place.get(&key).await.unwrap().0, text, "renewed, though all is as it was left");
 
-        // One that still does not show the lease is asked about.
+        // One that has shown the lease and does so no longer is believed: the store is asked.
         show.send_replace(live(LeaseTable::default()));
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        assert_ne!(place.get(&key).await.unwrap().0, text);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (again, _) = place.get(&key).await.unwrap();
+        assert_ne!(again, text);
+        // But not without end.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(place.get(&key).await.unwrap().0, again);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_ne!(place.get(&key).await.unwrap().0, again);
     });
 }
