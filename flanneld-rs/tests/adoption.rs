@@ -38,6 +38,7 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
         mtu: 1450,
         learning: false,
         gbp: false,
+        tx_checksum: None,
     };
     netlink.create_vxlan("flannel.1", &predecessors, "").unwrap();
     let before = netlink.link("flannel.1").unwrap().unwrap();

@@ -35,7 +35,7 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn carry_out(&mut self, change: &'a Change) {
         let message = match change {
-            Change::DeleteLink(..) | Change::CreateLink(..) | Change::UpdateLink(..) => {
+            Change::DeleteLink(..) | Change::CreateLink(..) | Change::UpdateLink(..) | Change::SetTxChecksum(..) => {
                 self.flush();
                 return self.change_link(change);
             }
@@ -111,6 +111,10 @@ impl<'a> Work<'a> {
                     let operation = change.to_string();
                     self.netlink.set_link(index, &update).map_err(|error| Error { operation, ..error })
                 }
+                None => Ok(()),
+            },
+            Change::SetTxChecksum(name, on) => match self.device(name, change) {
+                Some(_) => self.netlink.set_tx_checksum(name, *on),
                 None => Ok(()),
             },
             _ => Ok(()),

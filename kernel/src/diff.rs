@@ -50,6 +50,11 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
         }
     }
     changes.extend(updates.iter().map(|(name, update)| Change::UpdateLink((*name).to_owned(), update.clone())));
+    for (name, link) in &desired.links {
+        let found = actual.links.get(name).filter(|_| stays(name)).and_then(Tunnel::tx_checksum);
+        let wanted = link.tx_checksum().filter(|wanted| found != Some(*wanted));
+        changes.extend(wanted.map(|on| Change::SetTxChecksum(name.clone(), on)));
+    }
     for entry in &desired.addresses {
         if !(stays(&entry.0) && actual.addresses.contains(entry)) {
             changes.push(Change::AddAddress(entry.0.clone(), entry.1));
@@ -100,7 +105,7 @@ fn doomed_links<'a>(actual: &'a Overlay, desired: &'a Overlay) -> BTreeSet<&'a s
 
 /// Whether a device would have to be made anew to become the other.
 fn is_another_device(found: &Tunnel, wanted: &Tunnel) -> bool {
-    found.with(wanted.mtu(), wanted.mac()) != *wanted
+    found.with(wanted.mtu(), wanted.mac(), wanted.tx_checksum()) != *wanted
 }
 
 fn link_updates<'a>(actual: &Overlay, desired: &'a Overlay, doomed: &BTreeSet<&str>) -> Vec<(&'a str, LinkUpdate)> {

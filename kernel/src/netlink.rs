@@ -3,6 +3,7 @@
 mod address;
 pub(crate) mod attribute;
 mod bridge;
+mod ethtool;
 mod filter;
 mod ifb;
 mod ipip;

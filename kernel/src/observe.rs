@@ -34,7 +34,11 @@ pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
     overlay.drift.obstacles.extend(links.iter().filter(misplaced).map(|link| link.name.clone()));
     for link in links.iter().filter(|link| scope.devices.contains(&link.name)) {
         match tunnel(link, &names) {
-            Some(found) => {
+            Some(mut found) => {
+                if let Tunnel::Vxlan(vxlan) = &mut found {
+                    // Who may not ask is told when he wants to change it.
+                    vxlan.tx_checksum = netlink.tx_checksum(&link.name).ok().flatten();
+                }
                 overlay.links.insert(link.name.clone(), found);
                 if !link.up {
                     overlay.drift.down.insert(link.name.clone());
@@ -91,6 +95,7 @@ fn tunnel(link: &Link, names: &BTreeMap<u32, &str>) -> Option<Tunnel> {
             mtu,
             learning: vxlan.learning,
             gbp: vxlan.gbp,
+            tx_checksum: None,
         }),
         // With a fixed remote end it would carry everything there.
         LinkKind::Ipip(ipip) if ipip.remote.is_none() => Tunnel::Ipip(IpipLink { local: ipip.local?, mtu }),

@@ -117,10 +117,20 @@ impl Tunnel {
         }
     }
 
-    /// The same device but for its MTU and hardware address, which can change while it lives.
-    pub fn with(&self, mtu: u32, mac: Option<Mac>) -> Self {
+    /// Whether checksums are left to the underlay, where it is to be this way or the other.
+    pub fn tx_checksum(&self) -> Option<bool> {
         match self {
-            Tunnel::Vxlan(link) => Tunnel::Vxlan(VxlanLink { mtu, mac: mac.unwrap_or(link.mac), ..link.clone() }),
+            Tunnel::Vxlan(link) => link.tx_checksum,
+            Tunnel::Ipip(_) | Tunnel::Tun(_) | Tunnel::WireGuard(_) => None,
+        }
+    }
+
+    /// The same device but for its MTU, hardware address and checksum offload, which can change while it lives.
+    pub fn with(&self, mtu: u32, mac: Option<Mac>, tx_checksum: Option<bool>) -> Self {
+        match self {
+            Tunnel::Vxlan(link) => {
+                Tunnel::Vxlan(VxlanLink { mtu, mac: mac.unwrap_or(link.mac), tx_checksum, ..link.clone() })
+            }
             Tunnel::Ipip(link) => Tunnel::Ipip(IpipLink { mtu, ..link.clone() }),
             Tunnel::Tun(_) => Tunnel::Tun(TunLink { mtu }),
             Tunnel::WireGuard(_) => Tunnel::WireGuard(WireGuardLink { mtu }),
@@ -170,6 +180,8 @@ pub struct VxlanLink {
     pub learning: bool,
     /// group based policy extension
     pub gbp: bool,
+    /// the checksums of pods' packets are left to the underlay (observed), or are to be (desired). None: unknown, or as they are
+    pub tx_checksum: Option<bool>,
 }
 
 /// A unicast route of the main table that carries our protocol number and the family's default metric. Its destination
@@ -203,6 +215,8 @@ pub enum Change {
     CreateLink(String, Tunnel),
     /// bring back what can change on a living device
     UpdateLink(String, LinkUpdate),
+    /// leave the checksums of packets through a tunnel to the underlay, or compute them before
+    SetTxChecksum(String, bool),
     /// add an address
     AddAddress(String, IpNetwork),
     /// add or replace a neighbour entry
@@ -242,6 +256,9 @@ impl fmt::Display for Change {
             Change::DeleteLink(dev) => write!(f, "deleting link {dev}"),
             Change::CreateLink(dev, link) => write!(f, "creating {dev} {link}"),
             Change::UpdateLink(dev, update) => write!(f, "changing link {dev}{update}"),
+            Change::SetTxChecksum(dev, on) => {
+                write!(f, "switching checksum offload of {dev} {}", if *on { "on" } else { "off" })
+            }
             Change::AddAddress(dev, address) => write!(f, "adding address {address} dev {dev}"),
             Change::SetNeighbour(dev, ip, mac) => write!(f, "setting neighbour {ip} lladdr {mac} dev {dev}"),
             Change::SetFdb(dev, mac, dst) => write!(f, "setting forwarding entry {mac} dst {dst} dev {dev}"),

@@ -101,6 +101,7 @@ fn a_vxlan_device_goes_too() {
         mtu: 1450,
         learning: false,
         gbp: false,
+        tx_checksum: None,
     };
     host.create_vxlan("flannel.1", &link, "").unwrap();
     assert!(detached::delete_link(&mut host, "flannel.1").unwrap());

@@ -33,17 +33,22 @@ fn carry_out(state: &mut Overlay, change: &Change) {
         }
         Change::CreateLink(dev, link) => {
             assert!(!state.drift.obstacles.contains(&dev), "{dev} is in the way");
-            assert!(state.links.insert(dev, link).is_none());
+            assert!(state.links.insert(dev, link.with(link.mtu(), link.mac(), None)).is_none());
         }
         Change::UpdateLink(dev, update) => {
             let link = state.links.get_mut(&dev).unwrap();
             if update.mac.is_some() {
                 state.neighbours.retain(|(on, _), _| *on != dev);
             }
-            *link = link.with(update.mtu.unwrap_or(link.mtu()), update.mac);
+            *link = link.with(update.mtu.unwrap_or(link.mtu()), update.mac, link.tx_checksum());
             if update.up {
                 assert!(state.drift.down.remove(&dev));
             }
+        }
+        Change::SetTxChecksum(dev, on) => {
+            let link = state.links.get_mut(&dev).unwrap();
+            assert_ne!(link.tx_checksum(), Some(on));
+            *link = link.with(link.mtu(), link.mac(), Some(on));
         }
         Change::AddAddress(dev, address) => assert!(state.addresses.insert((dev, address))),
         Change::SetNeighbour(dev, ip, mac) => assert_ne!(state.neighbours.insert((dev, ip), mac), Some(mac)),
@@ -85,17 +90,17 @@ fn link() -> impl Strategy<Value = Tunnel> {
 }
 
 fn vxlan() -> impl Strategy<Value = VxlanLink> {
-    (1u32..3, mac(), prop_oneof![Just(1450u32), Just(1400)], any::<bool>()).prop_map(|(vni, mac, mtu, learning)| {
-        VxlanLink {
-            vni,
-            port: 8472,
-            underlay: "eth0".into(),
-            local: IpAddr::from([192, 0, 2, 1]),
-            mac,
-            mtu,
-            learning,
-            gbp: false,
-        }
+    let mtu = prop_oneof![Just(1450u32), Just(1400)];
+    (1u32..3, mac(), mtu, any::<bool>(), any::<bool>()).prop_map(|(vni, mac, mtu, learning, offload)| VxlanLink {
+        vni,
+        port: 8472,
+        underlay: "eth0".into(),
+        local: IpAddr::from([192, 0, 2, 1]),
+        mac,
+        mtu,
+        learning,
+        gbp: false,
+        tx_checksum: Some(offload),
     })
 }
 
@@ -165,12 +170,13 @@ fn rank(change: &Change, desired: &Overlay) -> u8 {
         Change::DeleteLink(..) => 5,
         Change::CreateLink(..) => 6,
         Change::UpdateLink(..) => 7,
-        Change::AddAddress(..) => 8,
-        Change::SetNeighbour(..) => 9,
-        Change::SetFdb(..) => 10,
-        Change::AddRoute(..) | Change::ReplaceRoute(..) => 11,
-        Change::DeleteStray(..) => 12,
-        Change::DeleteRefusal(..) => 13,
+        Change::SetTxChecksum(..) => 8,
+        Change::AddAddress(..) => 9,
+        Change::SetNeighbour(..) => 10,
+        Change::SetFdb(..) => 11,
+        Change::AddRoute(..) | Change::ReplaceRoute(..) => 12,
+        Change::DeleteStray(..) => 13,
+        Change::DeleteRefusal(..) => 14,
     }
 }
 

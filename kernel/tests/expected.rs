@@ -107,6 +107,7 @@ fn desired(peers: u8) -> Overlay {
             mtu: 1400,
             learning: false,
             gbp: false,
+            tx_checksum: None,
         };
         overlay.links.insert(device.into(), Tunnel::Vxlan(link));
         overlay.addresses.insert((device.into(), IpNetwork::from(subnet(1).network())));
@@ -222,6 +223,13 @@ fn what_is_done_to_ours_is_news() {
                     "MTU changed",
                     Box::new(|netlink| {
                         netlink.set_link(index, &LinkChange { mtu: Some(1300), ..LinkChange::default() }).unwrap();
+                    }),
+                ),
+                (
+                    "checksum offload switched",
+                    Box::new(|netlink| {
+                        let on = netlink.tx_checksum(device).unwrap().unwrap();
+                        netlink.set_tx_checksum(device, !on).unwrap();
                     }),
                 ),
                 ("device removed", Box::new(|netlink| assert!(netlink.delete_link(device).unwrap()))),

@@ -250,6 +250,7 @@ fn neighbours_and_forwarding_entries() {
         mtu: 1400,
         learning: false,
         gbp: true,
+        tx_checksum: None,
     };
     netlink.create_vxlan("flannel.1", &link, "flanneld-rs").unwrap();
     let device = find(&mut netlink, "flannel.1");
@@ -279,6 +280,22 @@ fn neighbours_and_forwarding_entries() {
 
     let error = netlink.create_vxlan("flannel.2", &VxlanLink { underlay: "nowhere0".into(), ..link }, "").unwrap_err();
     assert!(error.errno == Errno::ENODEV && error.to_string().contains("nowhere0"), "{error}");
+}
+
+#[test]
+fn drivers_are_asked_and_told() {
+    let (mut netlink, uplink, _far) = node_with_uplink();
+    assert_eq!(netlink.driver("uplink").unwrap().as_deref(), Some("veth"));
+    for on in [false, true] {
+        netlink.set_tx_checksum("uplink", on).unwrap();
+        assert_eq!(netlink.tx_checksum("uplink").unwrap(), Some(on));
+    }
+    netlink.delete_link_by_index(uplink.index).unwrap();
+    for nobody in ["uplink", "a-name-that-is-far-too-long"] {
+        assert_eq!((netlink.driver(nobody).unwrap(), netlink.tx_checksum(nobody).unwrap()), (None, None));
+        let error = netlink.set_tx_checksum(nobody, false).unwrap_err();
+        assert!(error.errno == Errno::EOPNOTSUPP && error.to_string().contains(nobody), "{error}");
+    }
 }
 
 /// No kernel of ours has the second, and asking makes no device.

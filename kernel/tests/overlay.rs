@@ -109,6 +109,7 @@ fn vxlan(family: Family) -> VxlanLink {
         mtu: if matches!(family, Family::V4) { 1450 } else { 1430 },
         learning: false,
         gbp: false,
+        tx_checksum: Some(matches!(family, Family::V4)),
     }
 }
 
@@ -179,7 +180,7 @@ fn what_leads_nowhere_is_refused() {
 #[test]
 fn a_thousand_peers() {
     let (mut node, desired) = (node(), desired(1000));
-    assert_eq!(reconcile(&mut node, &desired), 4 + 2 * 3 * 1000);
+    assert_eq!(reconcile(&mut node, &desired), 6 + 2 * 3 * 1000);
     let start = Instant::now();
     let seen = observe(&mut node.netlink, &scope()).unwrap();
     let changes = diff(&seen, &desired);
@@ -197,6 +198,11 @@ fn what_others_break_heals() {
 
         node.netlink.delete_link(name).unwrap();
         assert!(reconcile(&mut node, &desired) >= 11, "the device and everything on it");
+
+        let on = node.netlink.tx_checksum(name).unwrap().unwrap();
+        node.netlink.set_tx_checksum(name, !on).unwrap();
+        assert_eq!(reconcile(&mut node, &desired), 1, "checksum offload");
+        assert_eq!(node.netlink.tx_checksum(name).unwrap(), Some(on));
 
         for change in [
             LinkChange { up: Some(false), ..LinkChange::default() },
@@ -226,6 +232,23 @@ fn what_others_break_heals() {
         let elsewhere = RouteSpec { via: Some(family.subnet(2).network()), dev: Some(device), onlink: true, ..route };
         node.netlink.replace_route(&RouteSpec { protocol: ROUTE_PROTOCOL, ..elsewhere }).unwrap();
         assert!(reconcile(&mut node, &desired) >= 6);
+    }
+}
+
+#[test]
+fn who_does_not_care_for_the_checksum_offload_leaves_it_alone() {
+    let mut node = node();
+    let mut careless = desired(1);
+    for link in careless.links.values_mut() {
+        *link = link.with(link.mtu(), link.mac(), None);
+    }
+    for on in [true, false] {
+        let changes = diff(&observe(&mut node.netlink, &scope()).unwrap(), &careless);
+        assert_eq!(apply(&mut node.netlink, &changes), []);
+        node.netlink.set_tx_checksum("flannel.1", on).unwrap();
+        let seen = observe(&mut node.netlink, &scope()).unwrap();
+        assert_eq!(seen.links["flannel.1"].tx_checksum(), Some(on));
+        assert_eq!(diff(&seen, &careless), []);
     }
 }
 

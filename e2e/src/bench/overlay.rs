@@ -48,6 +48,7 @@ fn overlay(peers: u32) -> Result<Overlay> {
         mtu: 1450,
         learning: false,
         gbp: false,
+        tx_checksum: None,
     };
     overlay.links.insert(DEVICE.into(), Tunnel::Vxlan(link));
     overlay.addresses.insert((DEVICE.into(), IpNetwork::V4(Ipv4Network::new(Ipv4Addr::new(10, 0, 0, 0), 32)?)));

@@ -109,18 +109,21 @@ impl Socket {
     /// Index of the device called `name` in the socket's namespace (netdevice(7): any socket will do). ENODEV if there is
     /// none, or `name` is longer than names are.
     pub(crate) fn interface_index(&self, name: &str) -> Result<u32, Errno> {
-        // SAFETY: all of ifreq is numbers, for which zero is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        if name.len() >= request.ifr_name.len() {
-            return Err(Errno::ENODEV);
-        }
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
+        let mut request = interface_request(name)?;
         // SAFETY: the pointer is to a live ifreq, whose name ends in a zero, and the descriptor is open.
         Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request) })?;
         // SAFETY: this is the member that SIOCGIFINDEX fills, and any bits are a number.
         u32::try_from(unsafe { request.ifr_ifru.ifru_ifindex }).map_err(|_| Errno::ENODEV)
+    }
+
+    /// Hands `data`, a command of linux/ethtool.h with what belongs to it, to the driver of the device called `name` in the
+    /// socket's namespace. `data` has to be as long as the kernel's structure for this command.
+    pub(super) fn ethtool(&self, name: &str, data: &mut [u8]) -> Result<(), Errno> {
+        let mut request = interface_request(name)?;
+        request.ifr_ifru.ifru_data = data.as_mut_ptr().cast();
+        // SAFETY: the pointer is to a live ifreq, whose name ends in a zero, and which points to memory that is borrowed for the
+        // call and as long as its command has it (see the callers in `ethtool`); the descriptor is open.
+        Errno::result(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) }).map(drop)
     }
 
     /// Has receiving give up with EAGAIN after this long (at least a microsecond).
@@ -280,6 +283,19 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// An ioctl's question about a device (netdevice(7)). ENODEV if `name` is longer than names are.
+fn interface_request(name: &str) -> Result<libc::ifreq, Errno> {
+    // SAFETY: all of ifreq is numbers and pointers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the door that the rule points to")]
