@@ -8,11 +8,12 @@ pub mod udp;
 mod vxlan;
 mod wireguard;
 
+use crate::checksum::{KernelRelease, TxChecksum};
 use crate::extension::{Commands, Plan};
 use crate::family::{Family, PerFamily};
 use crate::lease::{Announcement, Endpoint, Lease, LeaseTable, overlap};
 use crate::network_config::{self, NetworkConfig};
-use crate::uplink::Uplink;
+use crate::uplink::{Uplink, Way};
 use ipnetwork::IpNetwork;
 use kernel::wireguard::PublicKey;
 use kernel::{Mac, Overlay, Scope};
@@ -63,6 +64,10 @@ pub enum Work {
 pub struct Means {
     /// hardware addresses of tunnel devices that exist already: they are kept, since the other nodes know them
     pub macs: PerFamily<Mac>,
+    /// who computes the checksums of pods' packets, where this node was told otherwise than all
+    pub tx_checksum: Option<TxChecksum>,
+    /// the running kernel
+    pub kernel: Option<KernelRelease>,
     /// WireGuard: the public key, and whether the kernel carries the packets
     pub wireguard: Option<(PublicKey, bool)>,
 }
@@ -74,7 +79,7 @@ impl Backend {
     /// What it lacks.
     pub fn new(config: &NetworkConfig, means: Means) -> Result<Self, String> {
         Ok(match &config.backend {
-            network_config::Backend::Vxlan(vxlan) => Backend::Vxlan(Vxlan::new(vxlan.clone(), means.macs)),
+            network_config::Backend::Vxlan(vxlan) => Backend::Vxlan(Vxlan::new(vxlan.clone(), means)),
             network_config::Backend::HostGw => Backend::HostGw(HostGw),
             network_config::Backend::Ipip { direct_routing } => Backend::Ipip(Ipip::new(*direct_routing)),
             network_config::Backend::Udp { port } => Backend::Udp(Udp::new(*port)),
@@ -213,6 +218,14 @@ impl Backend {
             Backend::Udp(_) => Udp::mtu(uplink, families),
             Backend::HostGw(_) | Backend::Alloc | Backend::Extension(_) => uplink.mtu(families),
             Backend::WireGuard(wireguard) => wireguard.mtu(uplink, families),
+        }
+    }
+
+    /// What an operator should know of tunnels by this way.
+    pub fn remark(&self, way: &Way) -> Option<String> {
+        match self {
+            Backend::Vxlan(vxlan) => vxlan.checksums().remark(way),
+            _ => None,
         }
     }
 

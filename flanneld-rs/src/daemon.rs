@@ -1,6 +1,7 @@
 //! The daemon: puts the parts together, and waits for whatever wakes the next pass.
 
 use crate::backend::{Backend, Means};
+use crate::checksum::KernelRelease;
 use crate::config_file::ConfigFile;
 use crate::extension::{self, CommandLine, Commands};
 use crate::family::PerFamily;
@@ -329,7 +330,8 @@ fn backend(config: &NetworkConfig, options: &Options) -> Result<(Backend, Option
         return wireguard(config, options).map(|(backend, tunnels)| (backend, Some(tunnels)));
     }
     let mut netlink = Netlink::open().map_err(|error| error.to_string())?;
-    let fresh = Backend::new(config, Means::default())?;
+    let means = Means { tx_checksum: options.tx_checksum, kernel: KernelRelease::running(), ..Means::default() };
+    let fresh = Backend::new(config, means)?;
     let mut macs = PerFamily::default();
     for (family, device) in fresh.devices() {
         if let Some(mac) = netlink.link(&device).map_err(|error| error.to_string())?.and_then(|link| link.mac) {
@@ -339,7 +341,7 @@ fn backend(config: &NetworkConfig, options: &Options) -> Result<(Backend, Option
     if macs == PerFamily::<Mac>::default() {
         return Ok((fresh, None));
     }
-    Ok((Backend::new(config, Means { macs, ..Means::default() })?, None))
+    Ok((Backend::new(config, Means { macs, ..means })?, None))
 }
 
 /// The WireGuard backend, with this node's key and with whoever carries the packets.

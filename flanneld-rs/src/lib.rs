@@ -1,6 +1,7 @@
 //! The node daemon: leases a pod subnet, programs the overlay, and keeps it so.
 
 pub mod backend;
+pub mod checksum;
 pub mod config_file;
 pub mod daemon;
 pub mod extension;

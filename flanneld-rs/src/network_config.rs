@@ -3,6 +3,7 @@
 mod change;
 mod wireguard;
 
+use crate::checksum::TxChecksum;
 use crate::extension::{CommandLine, Commands};
 use crate::family::{Family, PerFamily};
 use crate::json::Object;
@@ -78,12 +79,22 @@ pub struct Vxlan {
     pub learning: bool,
     /// plain routes to the peers of the own network segment
     pub direct_routing: bool,
+    /// who computes the checksums of pods' packets (a key of our own, which flannel ignores)
+    pub tx_checksum: TxChecksum,
 }
 
 impl Default for Vxlan {
     /// What flannel takes when the configuration says nothing.
     fn default() -> Self {
-        Self { vni: 1, port: None, mtu: None, gbp: false, learning: false, direct_routing: false }
+        Self {
+            vni: 1,
+            port: None,
+            mtu: None,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+            tx_checksum: TxChecksum::Auto,
+        }
     }
 }
 
@@ -254,8 +265,19 @@ impl Vxlan {
             gbp: flag("GBP")?,
             learning: flag("Learning")?,
             direct_routing: flag("DirectRouting")?,
+            tx_checksum: tx_checksum(options)?,
         })
     }
+}
+
+fn tx_checksum(options: &Object) -> Result<TxChecksum, ConfigError> {
+    let Some(text) = field::<String>(options, "txChecksum")?.filter(|text| !text.is_empty()) else {
+        return Ok(TxChecksum::Auto);
+    };
+    text.parse().map_err(|error| {
+        let text: String = text.chars().take(40).collect();
+        ConfigError(format!("txChecksum: {text:?} is {error}"))
+    })
 }
 
 fn extension(options: &Object) -> Result<Commands, ConfigError> {

@@ -2,6 +2,7 @@
 
 mod without_effect;
 
+use crate::checksum::TxChecksum;
 use crate::family::Family;
 use crate::firewall::Switch;
 use clap::builder::Resettable;
@@ -141,6 +142,11 @@ pub struct Options {
     /// Directory in which the CNI plugins record the ports of this node that lead to pods, and from which they are restored
     #[arg(long, env = "FLANNELD_HOST_PORTS_DIR", default_value = cni_plugin::host_ports::DEFAULT_DIRECTORY)]
     pub host_ports_dir: PathBuf,
+
+    /// Who computes the checksums of pods' packets in VXLAN: the underlay (on), the kernel (off), or whoever gets them right
+    /// (auto); in place of the backend's txChecksum
+    #[arg(long, env = "FLANNELD_TX_CHECKSUM")]
+    pub tx_checksum: Option<TxChecksum>,
 
     /// Directory of this daemon's own, kept across reboots: what it knew when it last heard from the lease store
     #[arg(long, env = "FLANNELD_STATE_DIR", default_value = "/var/lib/flanneld-rs", global = true)]

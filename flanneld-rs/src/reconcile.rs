@@ -154,6 +154,7 @@ impl Reconciler {
             let reason = reasons.get(family).map_or("", String::as_str);
             if before != Some(way) || self.reasons.get(family).map(String::as_str) != Some(reason) {
                 tracing::info!("{family} underlay: {way}; chosen by {reason} from {candidates}");
+                self.backend.remark(way).iter().for_each(|remark| tracing::info!("{family} underlay: {remark}"));
             }
         }
         let uplink = match &self.uplink {

@@ -6,6 +6,7 @@ mod tables;
 
 use crate::family::{Family, PerFamily};
 use ipnetwork::IpNetwork;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -32,6 +33,8 @@ pub struct Way {
     pub public: IpAddr,
     /// the prefixes that are reached over it without a gateway
     pub on_link: Vec<IpNetwork>,
+    /// names of the drivers of the interface and of those below it, such as the cards of a bond
+    pub drivers: BTreeSet<String>,
 }
 
 /// An uplink, and what is to be said of how it came about.

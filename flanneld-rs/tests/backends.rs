@@ -14,7 +14,7 @@ fn uplink() -> Uplink {
     let way = |text: &str| {
         let address: IpNetwork = text.parse().unwrap();
         let (local, interface) = (address.ip(), "eth0".into());
-        Some(Way { interface, mtu: 1500, local, public: local, on_link: vec![address] })
+        Some(Way { interface, mtu: 1500, local, public: local, on_link: vec![address], drivers: Default::default() })
     };
     Uplink { ways: PerFamily { v4: way("192.168.0.1/24"), v6: way("2001:db8::1/64") } }
 }
@@ -110,8 +110,8 @@ fn what_a_node_announces_depends_on_its_address_only() {
 #[test]
 fn a_tunnel_leaves_from_an_address_that_the_node_has_whatever_it_announces() {
     let mut natted = uplink();
-    natted.public =
-        PerFamily { v4: Some("203.0.113.1".parse().unwrap()), v6: Some("2001:db8:ffff::1".parse().unwrap()) };
+    natted.ways.v4.as_mut().unwrap().public = "203.0.113.1".parse().unwrap();
+    natted.ways.v6.as_mut().unwrap().public = "2001:db8:ffff::1".parse().unwrap();
     let backend = backend(r#"{"Type": "vxlan"}"#);
     let announcement = backend.announcement(&natted, &Family::ALL);
     let announced: Vec<_> = announcement.endpoints.iter().map(|(_, endpoint)| endpoint.public_ip.to_string()).collect();
@@ -122,7 +122,10 @@ fn a_tunnel_leaves_from_an_address_that_the_node_has_whatever_it_announces() {
     for (device, local) in [("flannel.1", "192.168.0.1"), ("flannel-v6.1", "2001:db8::1")] {
         let Tunnel::Vxlan(link) = &overlay.links[device] else { panic!("{device} is no VXLAN device") };
         assert_eq!(link.local.to_string(), local);
+        assert_eq!(link.tx_checksum, Some(false), "who translates addresses may spoil checksums");
     }
+    let Tunnel::Vxlan(link) = &desired(&backend, &["10.5.1.0/24"], &[]).overlay.links["flannel.1"] else { panic!() };
+    assert_eq!(link.tx_checksum, None, "elsewhere it may be an administrator's");
 }
 
 /// Whatever a newer flannel may add to its data.

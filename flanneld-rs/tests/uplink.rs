@@ -4,6 +4,7 @@
 use flanneld_rs::family::Family;
 use flanneld_rs::options::Options;
 use flanneld_rs::uplink::{Choice, Chosen, Tables, Uplink};
+use kernel::Mac;
 use kernel::netlink::{LinkChange, Netlink, RouteSpec, VethSpec};
 use kernel::netns::Netns;
 
@@ -178,6 +179,26 @@ fn each_family_takes_the_interface_that_the_flags_lead_to() {
             let alone = node.choose(flags, &[family], None);
             assert_eq!(told(&alone, family), told(&chosen, family), "one family does not depend on the other");
         }
+    }
+}
+
+/// A card that is known for spoiling checksums does so below a bond or bridge as well.
+#[test]
+fn drivers_are_those_of_the_interface_and_of_all_below_it() {
+    let mut node = Node::new();
+    node.netlink.create_bridge("br0", Mac::derive("br0"), None, "").unwrap();
+    node.address("br0", "203.0.113.1/24");
+    let bridge = node.index("br0");
+    let eth3 = node.index("eth3");
+    node.netlink.set_link(eth3, &LinkChange { master: Some(Some(bridge)), ..LinkChange::default() }).unwrap();
+    let choice =
+        |flag: &str| Choice::parse(&Options::parse_go_style(["flanneld-rs".into(), flag.into()]).unwrap()).unwrap();
+    let mut tables = Tables::read(&mut node.netlink, &choice("--iface=br0")).unwrap();
+    assert!(tables.drivers.is_empty(), "there is no hardware in a namespace of its own: {:?}", tables.drivers);
+    tables.drivers = [(eth3, "vmxnet3".into()), (node.index("eth0"), "e1000".into())].into();
+    for (interface, drivers) in [("br0", &["vmxnet3"][..]), ("eth0", &["e1000"]), ("eth2", &[])] {
+        let chosen = Uplink::choose(&tables, &choice(&format!("--iface={interface}")), &[Family::V4], None);
+        assert!(chosen.uplink.ways.v4.as_ref().unwrap().drivers.iter().eq(drivers), "{interface}: {chosen:?}");
     }
 }
 

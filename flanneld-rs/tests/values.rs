@@ -2,6 +2,7 @@
 // A test may stop wherever it finds something wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use flanneld_rs::checksum::TxChecksum;
 use flanneld_rs::family::Family;
 use flanneld_rs::lease::{Lease, key, parse_key};
 use flanneld_rs::network_config::{Backend, NetworkConfig, Vxlan};
@@ -147,10 +148,18 @@ fn the_network_configuration_of_flannel_is_understood() {
     let config = NetworkConfig::parse(
         r#"{"enableipv6":true,"NETWORK":"10.0.0.0/8","subnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0",
             "IPv6Network":"fd00:10:244::/48","Unknown":{"a":1},
-            "backend":{"type":"vxlan","vni":4096,"port":4789,"mtu":9000,"gbp":true,"learning":true,"directrouting":true}}"#,
+            "backend":{"type":"vxlan","vni":4096,"port":4789,"mtu":9000,"gbp":true,"learning":true,"directrouting":true,"txchecksum":"off"}}"#,
     )
     .unwrap();
-    let vxlan = Vxlan { vni: 4096, port: Some(4789), mtu: Some(9000), gbp: true, learning: true, direct_routing: true };
+    let vxlan = Vxlan {
+        vni: 4096,
+        port: Some(4789),
+        mtu: Some(9000),
+        gbp: true,
+        learning: true,
+        direct_routing: true,
+        tx_checksum: TxChecksum::Off,
+    };
     assert_eq!(config.backend, Backend::Vxlan(vxlan));
     assert_eq!(config.pools.v4.unwrap().candidates().next().unwrap().to_string(), "10.10.0.0/20");
     assert_eq!(config.pools.v4.unwrap().candidates().last().unwrap().to_string(), "10.99.0.0/20");
@@ -221,6 +230,8 @@ fn a_wrong_network_configuration_is_told_in_one_line_that_names_the_field() {
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":67}}"#, "MTU: 67"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":70000}}"#, "MTU: 70000"),
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","GBP":1}}"#, "GBP"),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","txChecksum":"no"}}"#, "txChecksum: \"no\""),
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","txChecksum":true}}"#, "txChecksum"),
     ] {
         let error = NetworkConfig::parse(text).expect_err(text).to_string();
         assert!(error.contains(names), "{text}: {error}");

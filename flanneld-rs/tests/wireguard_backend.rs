@@ -17,7 +17,14 @@ const PSK: &str = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
 fn uplink(v4: &str, v6: &str) -> Uplink {
     let way = |text: &str| {
         let local = text.parse().unwrap();
-        Some(Way { interface: "eth0".into(), mtu: 1500, local, public: local, on_link: Vec::new() })
+        Some(Way {
+            interface: "eth0".into(),
+            mtu: 1500,
+            local,
+            public: local,
+            on_link: Vec::new(),
+            drivers: Default::default(),
+        })
     };
     Uplink { ways: PerFamily { v4: way(v4), v6: way(v6) } }
 }

@@ -1,7 +1,8 @@
 //! VXLAN: one device for each family, and for each peer a neighbour entry, a forwarding entry and a route, as flannel has
 //! them: the peer's subnet is reached through the peer's own network address, which is the address of its device.
 
-use super::Peer;
+use super::{Means, Peer};
+use crate::checksum::Checksums;
 use crate::family::{Family, PerFamily};
 use crate::lease::{Announcement, Endpoint, Lease};
 use crate::network_config;
@@ -41,17 +42,17 @@ mod mac_text {
 #[derive(Clone, Debug)]
 pub struct Vxlan {
     config: network_config::Vxlan,
-    macs: PerFamily<Mac>,
+    means: Means,
 }
 
 impl Vxlan {
-    pub(super) fn new(config: network_config::Vxlan, macs: PerFamily<Mac>) -> Self {
-        Vxlan { config, macs }
+    pub(super) fn new(config: network_config::Vxlan, means: Means) -> Self {
+        Vxlan { config, means }
     }
 
     /// The same device with other settings.
     pub(super) fn with(&self, config: network_config::Vxlan) -> Self {
-        Vxlan { config, macs: self.macs }
+        Vxlan { config, means: self.means }
     }
 
     /// Name of the device of a family (flannel's).
@@ -72,7 +73,13 @@ impl Vxlan {
     fn mac(&self, uplink: &Uplink, family: Family) -> Option<Mac> {
         let public = uplink.public(family)?;
         let derived = || Mac::derive(&format!("vtep {} {public}", self.device(family)));
-        Some(self.macs.get(family).copied().unwrap_or_else(derived))
+        Some(self.means.macs.get(family).copied().unwrap_or_else(derived))
+    }
+
+    /// Who computes the checksums of pods' packets.
+    pub(super) fn checksums(&self) -> Checksums {
+        let choice = self.means.tx_checksum.unwrap_or(self.config.tx_checksum);
+        Checksums { choice, kernel: self.means.kernel }
     }
 
     pub(super) fn announcement(&self, uplink: &Uplink, families: &[Family]) -> Announcement {
@@ -119,6 +126,7 @@ impl Vxlan {
                     mtu: self.device_mtu(uplink, family),
                     learning: self.config.learning,
                     gbp: self.config.gbp,
+                    tx_checksum: self.checksums().offload(way),
                 }),
             );
             base.addresses.insert((device, IpNetwork::from(subnet.network())));

@@ -59,7 +59,7 @@ impl Backend {
         const PEERS: Option<&str> = Some("peers send to the present one");
         Ok(match (self, wanted) {
             (Self::Vxlan(now), Self::Vxlan(wanted)) => {
-                let Vxlan { vni, port, mtu, gbp, learning, direct_routing } = now;
+                let Vxlan { vni, port, mtu, gbp, learning, direct_routing, tx_checksum } = now;
                 vec![
                     Setting("VNI", *vni != wanted.vni, DEVICE),
                     Setting("Port", *port != wanted.port, DEVICE),
@@ -67,6 +67,7 @@ impl Backend {
                     Setting("Learning", *learning != wanted.learning, DEVICE),
                     Setting("MTU", *mtu != wanted.mtu, None),
                     Setting("DirectRouting", *direct_routing != wanted.direct_routing, None),
+                    Setting("txChecksum", *tx_checksum != wanted.tx_checksum, None),
                 ]
             }
             (Self::Ipip { direct_routing: now }, Self::Ipip { direct_routing: wanted }) => {
@@ -135,6 +136,7 @@ mod tests {
         for (now, wanted, names) in [
             (vxlan, r#""Backend":{"Type":"vxlan"},"EnableNFTables":true"#, &[][..]),
             (vxlan, r#""Backend":{"Type":"vxlan","MTU":1400,"DirectRouting":true}"#, &["MTU", "DirectRouting"]),
+            (vxlan, r#""Backend":{"Type":"vxlan","txChecksum":"off"}"#, &["txChecksum"]),
             (vxlan, r#""NonMasqueradeCIDRs":["192.0.2.0/24"],"Backend":{"Type":"vxlan"}"#, &["NonMasqueradeCIDRs"]),
             (vxlan, r#""Network":"10.40.0.0/13","Backend":{"Type":"vxlan"}"#, &["Network"]),
             (vxlan, r#""SubnetMin":"10.42.2.0","SubnetMax":"10.42.9.0","Backend":{"Type":"vxlan"}"#, &["Network"]),

@@ -125,7 +125,8 @@ impl Tables {
         let local = self.local(index, family, named, kept)?;
         let on_link = self.usable(index, family).map(|entry| entry.address).collect();
         let public = public.unwrap_or(local);
-        Some(Way { interface: link.name.clone(), mtu: link.mtu, local, public, on_link })
+        let (interface, drivers) = (link.name.clone(), self.drivers_beneath(index));
+        Some(Way { interface, mtu: link.mtu, local, public, on_link, drivers })
     }
 
     /// An interface that may be an underlay: any but our own tunnels, whose addresses are the pod network's.

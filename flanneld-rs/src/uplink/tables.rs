@@ -1,9 +1,9 @@
 //! The kernel's tables, as far as the choice of interfaces depends on them.
 
 use super::Choice;
-use kernel::netlink::{AddressEntry, Link, Netlink, RouteEntry};
+use kernel::netlink::{AddressEntry, Link, LinkKind, Netlink, RouteEntry};
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// A snapshot of them.
@@ -17,6 +17,8 @@ pub struct Tables {
     pub routes: Vec<RouteEntry>,
     /// the routes to the addresses of `--iface-can-reach`; an address that there is no route to is missing
     pub reaching: BTreeMap<IpAddr, RouteEntry>,
+    /// names of the drivers of hardware, by index of the link
+    pub drivers: BTreeMap<u32, String>,
 }
 
 impl Tables {
@@ -35,12 +37,32 @@ impl Tables {
                 Err(error) => return Err(error),
             }
         }
+        let links = netlink.links()?;
+        let mut drivers = BTreeMap::new();
+        // The kernel's own devices have the name of a kind.
+        for link in links.iter().filter(|link| link.kind == LinkKind::Other(String::new())) {
+            drivers.extend(netlink.driver(&link.name)?.map(|driver| (link.index, driver)));
+        }
         Ok(Tables {
-            links: netlink.links()?,
+            links,
+            drivers,
             addresses: netlink.address_entries()?,
             // With thousands of peers they are long.
             routes: if choice.wants_routes() { netlink.routes()? } else { Vec::new() },
             reaching,
         })
+    }
+
+    /// The drivers of an interface and of all that is below it: ports of a bridge or bond, the device of a VLAN.
+    pub(super) fn drivers_beneath(&self, index: u32) -> BTreeSet<String> {
+        let mut found = BTreeSet::from([index]);
+        let mut next = vec![index];
+        while let Some(index) = next.pop() {
+            let is_below = |link: &&Link| link.master == Some(index);
+            let below = self.links.iter().find(|link| link.index == index).and_then(|link| link.lower);
+            let below = below.into_iter().chain(self.links.iter().filter(is_below).map(|link| link.index));
+            next.extend(below.filter(|index| found.insert(*index)));
+        }
+        found.iter().filter_map(|index| self.drivers.get(index)).cloned().collect()
     }
 }

@@ -34,6 +34,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// veth: index of the other end, in the namespace of the other end
     pub peer: Option<u32>,
+    /// index of the device that it is on top of (VLAN, macvlan), if that is in the same namespace
+    pub lower: Option<u32>,
     /// free text of whoever made it, or empty
     pub alias: String,
     /// bridge port: packets may leave by the port they came in
@@ -376,6 +378,7 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
         running: header.flags.contains(LinkFlags::Running),
         master: None,
         peer: None,
+        lower: None,
         alias: String::new(),
         hairpin: None,
         isolated: None,
@@ -383,7 +386,7 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
         all_multicast: header.flags.contains(LinkFlags::Allmulti),
         transmit_queue: 0,
     };
-    let mut lower = None;
+    let (mut lower, mut elsewhere) = (None, false);
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             libc::IFLA_LINKINFO => decode_info(value, &mut link),
@@ -393,6 +396,7 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
             libc::IFLA_MTU => link.mtu = number(value)?,
             libc::IFLA_TXQLEN => link.transmit_queue = number(value)?,
             libc::IFLA_LINK => lower = Some(number(value)?),
+            libc::IFLA_LINK_NETNSID => elsewhere = true,
             libc::IFLA_MASTER => link.master = Some(number(value)?),
             _ => {}
         }
@@ -402,6 +406,8 @@ pub(super) fn decode(payload: &[u8]) -> Option<Link> {
     }
     if link.kind == LinkKind::Veth {
         link.peer = lower;
+    } else if !elsewhere {
+        link.lower = lower;
     }
     Some(link)
 }
