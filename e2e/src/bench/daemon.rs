@@ -7,7 +7,8 @@ use crate::cluster::{Backend, Cluster, Settings, Store};
 use crate::node::Node;
 use kernel::Mac;
 use kernel::netlink::Netlink;
-use serde_json::json;
+use kernel::wireguard::{PublicKey, WireGuard};
+use serde_json::{Value, json};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -64,7 +65,38 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
         figures.push(resident.note("wanted: 25 MiB"));
         figures.push(Figure { unit: "%", ..Figure::time(named("of a core, idle"), busy) }.note("wanted: 0.5 %"));
     }
+    let directory = directory.join("wireguard");
+    fs::create_dir_all(&directory)?;
+    figures.push(wireguard(wishes, &directory)?);
     Ok(figures)
+}
+
+/// With tunnels to many peers, which the daemon keeps itself where the kernel has no WireGuard. Nobody is there to answer, so
+/// that it goes on offering handshakes to all of them, each every 5 s: the most that it ever has to do for them.
+fn wireguard(wishes: &Wishes, directory: &Path) -> Result<Figure> {
+    const PEERS: u32 = 5000;
+    let network = json!({"Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.128.0.0"});
+    let mut cluster = Cluster::new(&Settings { network, ..Settings::new(Backend::WireGuard, Store::File) }, directory)?;
+    let leases = directory.join("store/subnets");
+    fs::create_dir_all(&leases)?;
+    for number in 1..=PEERS {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let data = json!({"PublicKey": PublicKey(key).to_string(), "Port": 51820});
+        put(&leases, number, "wireguard", &data)?;
+    }
+    let node = cluster.add_node()?;
+    let mut first = Sample::default();
+    first.measure(|| start(node))?;
+    let mut netlink = Netlink::open_in(&node.host.network)?;
+    let device = netlink.link("flannel-wg")?.map(|link| link.index);
+    if device.is_none() || netlink.lookup(subnet(PEERS).into())?.dev != device {
+        return Err(format!("ready, and no route to the last peer\n{}", node.daemon_log()).into());
+    }
+    let busy = idle(node, Duration::from_secs(u64::try_from(wishes.times(20))?))?;
+    let by = if WireGuard::open()?.is_some() { "the kernel" } else { "the daemon" };
+    let note = format!("by {by}; {:.2} MiB resident, {busy:.2} % of a core while none of them answers", memory(node)?);
+    Ok(Figure::time(format!("daemon with {PEERS} peers, wireguard: first start to ready"), first.median()).note(note))
 }
 
 fn start(node: &mut Node) -> Result<()> {
@@ -76,17 +108,19 @@ fn subnet(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from_be_bytes(NETWORK) + (number << 8))
 }
 
-/// A lease of another node as flannel writes it, put in place by a rename.
+/// A VXLAN lease of another node.
 fn write_lease(leases: &Path, number: u32) -> Result<()> {
-    let subnet = subnet(number);
+    let data = json!({"VNI": 1, "VtepMAC": Mac::derive(&subnet(number).to_string()).to_string()});
+    put(leases, number, "vxlan", &data)
+}
+
+/// A lease of another node as flannel writes it, put in place by a rename.
+fn put(leases: &Path, number: u32, backend: &str, data: &Value) -> Result<()> {
     let outer = Ipv4Addr::from(u32::from_be_bytes([192, 168, 64, 0]) + number);
-    let lease = json!({
-        "PublicIP": outer, "PublicIPv6": null, "BackendType": "vxlan",
-        "BackendData": {"VNI": 1, "VtepMAC": Mac::derive(&subnet.to_string()).to_string()},
-    });
+    let lease = json!({"PublicIP": outer, "PublicIPv6": null, "BackendType": backend, "BackendData": data});
     let temporary = leases.join("../.bench");
     fs::write(&temporary, lease.to_string())?;
-    Ok(fs::rename(temporary, leases.join(format!("{subnet}-24")))?)
+    Ok(fs::rename(temporary, leases.join(format!("{}-24", subnet(number))))?)
 }
 
 /// Adds nodes, one every 10 ms, and looks without a pause how soon the routes to them are there.
