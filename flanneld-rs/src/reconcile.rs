@@ -21,6 +21,7 @@ use kernel::netlink::{LinkChange, Netlink};
 use kernel::nft::{self, Nft};
 use kernel::watch::Expected;
 use kernel::{Change, Scope, sysctl};
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -248,7 +249,12 @@ impl Reconciler {
         let Some(standing) = &self.standing else { return Ok(()) };
         self.devices = Expected::devices(&mut self.netlink, &standing.desired.overlay)?;
         let tunnels: Vec<String> = standing.desired.overlay.links.keys().cloned().collect();
-        tunnels.iter().try_for_each(|device| self.adopt(device))
+        let mut heard = Vec::new();
+        for device in tunnels {
+            heard.extend(self.adopt(&device)?);
+        }
+        self.health.note("router advertisements", heard.join("; "));
+        Ok(())
     }
 
     /// Carries out the changes that lead to `standing`, which stands if all succeed.
@@ -271,18 +277,21 @@ impl Reconciler {
     }
 
     /// Keeps a device from hearing router advertisements, and marks one that a predecessor without our mark, such as Go flannel,
-    /// has left in use: it is as we want it now, and `uninstall` removes what is marked.
-    fn adopt(&mut self, device: &str) -> kernel::Result<()> {
+    /// has left in use: it is as we want it now, and `uninstall` removes what is marked. Tells what keeps advertisements from
+    /// being shut out, if something does.
+    fn adopt(&mut self, device: &str) -> kernel::Result<Option<String>> {
         // A router's advertisement would make a default route over the tunnel.
-        let accept_ra = format!("net/ipv6/conf/{device}/accept_ra");
-        if sysctl::exists(&accept_ra) {
-            sysctl::set(&accept_ra, "0")?;
+        let of_device = |name: &str| format!("net/ipv6/conf/{device}/{name}");
+        let has = |name: &str, value: &str| sysctl::get(&of_device(name)).is_ok_and(|present| present == value);
+        let accept_ra = of_device("accept_ra");
+        let deaf = has("disable_ipv6", "1") || (has("accept_ra", "1") && has("forwarding", "1"));
+        let heard = if sysctl::exists(&accept_ra) { set_if_writable(&accept_ra, "0")?.filter(|_| !deaf) } else { None };
+        if let Some(link) = self.netlink.link(device)?.filter(|link| link.alias != kernel::LINK_ALIAS) {
+            tracing::info!("taking over device {device}");
+            let mark = LinkChange { alias: Some(kernel::LINK_ALIAS.into()), ..LinkChange::default() };
+            self.netlink.set_link(link.index, &mark)?;
         }
-        let unmarked = self.netlink.link(device)?.filter(|link| link.alias != kernel::LINK_ALIAS);
-        let Some(link) = unmarked else { return Ok(()) };
-        tracing::info!("taking over device {device}");
-        let mark = LinkChange { alias: Some(kernel::LINK_ALIAS.into()), ..LinkChange::default() };
-        self.netlink.set_link(link.index, &mark)
+        Ok(heard)
     }
 
     fn firewall(&mut self, uplink: &Uplink, own: &Lease) -> Result<(), String> {
@@ -308,13 +317,18 @@ impl Reconciler {
             self.took_over = failures.is_empty();
         }
         // A node that does not forward is an island to its pods. Switched on only: others on the node may need it too.
+        let mut unset = Vec::new();
         for family in networks.families() {
             let key = match family {
                 Family::V4 => "net/ipv4/ip_forward",
                 Family::V6 => "net/ipv6/conf/all/forwarding",
             };
-            failures.extend(sysctl::set(key, "1").err());
+            match set_if_writable(key, "1") {
+                Ok(left) => unset.extend(left),
+                Err(error) => failures.push(error),
+            }
         }
+        self.health.note("forwarding", unset.join("; "));
         if failures.is_empty() { Ok(()) } else { Err(summary(&failures)) }
     }
 
@@ -332,6 +346,17 @@ impl Reconciler {
 
     fn families(&self) -> Vec<Family> {
         self.config.networks().families().collect()
+    }
+}
+
+/// Sets a sysctl. In a container /proc/sys can only be read: nothing has failed then, for the plugins, which run outside, set
+/// what pods need; but it is told what is missing.
+fn set_if_writable(key: &str, value: &str) -> kernel::Result<Option<String>> {
+    match sysctl::set(key, value) {
+        Err(error) if error.errno == Errno::EROFS => {
+            Ok(Some(format!("{key} is not {value}, and /proc/sys is read-only here: set it on the node (sysctl.d)")))
+        }
+        outcome => outcome.map(|()| None),
     }
 }
 
