@@ -11,7 +11,7 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 # start their own servers, on ports and sockets of their own, and leave those of the system alone.
 PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace podman
 
-.PHONY: build demo test bench soak fuzz lint golden install clean packages
+.PHONY: build demo test bench soak fuzz lint golden install image deb deb-of-dist clean packages
 .DEFAULT_GOAL := build
 
 # Static executables: they run on any Linux of this architecture with nothing installed. The target is named so that
@@ -92,6 +92,42 @@ install: build
 	install -D $(DIST)/flanneld-rs $(DESTDIR)$(PREFIX)/bin/flanneld-rs
 	$(DIST)/cni-plugin install --bin-dir $(DESTDIR)$(CNI_BIN)
 	install -D -m 644 conf/flanneld-rs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flanneld-rs.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/flanneld-rs README.md
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/network conf/network/10-flanneld-rs.network conf/network/10-flanneld-rs.link
+	install -D -m 644 -t $(DESTDIR)/etc/NetworkManager/conf.d conf/network/10-flanneld-rs.conf
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+# As Go, and Debian, call this processor.
+ARCH    := $(or $(patsubst x86_64-%,amd64,$(filter x86_64-%,$(TARGET))),$(patsubst aarch64-%,arm64,$(filter aarch64-%,$(TARGET))))
+
+# The container image of conf/kubernetes, for ctr image import, podman load, or a registry: $(DIST)/flanneld-rs.image.tar.
+# More processors: build them with TARGET=... DIST=..., and name them in PLATFORMS="amd64=dist arm64=dist/arm64".
+PLATFORMS ?= $(ARCH)=$(DIST)
+image: build
+	@$(HARNESS) image -- --output $(DIST)/flanneld-rs.image.tar $(PLATFORMS:%=--platform %)
+
+# A Debian package for nodes without Kubernetes; the same executables give the same bytes.
+deb: build deb-of-dist
+
+STAGE           := $(DIST)/deb
+DEB_COMPRESSION ?= xz
+deb-of-dist:
+	@rm -rf $(STAGE)
+	@install -D $(DIST)/flanneld-rs $(STAGE)/usr/bin/flanneld-rs
+	@install -D $(DIST)/cni-plugin $(STAGE)/usr/lib/flanneld-rs/cni-plugin
+	@install -D -m 644 conf/flanneld-rs.default $(STAGE)/etc/default/flanneld-rs
+	@install -d $(STAGE)/usr/lib/systemd/system $(STAGE)/DEBIAN
+	@sed 's|/usr/local|/usr|' conf/flanneld-rs.service >$(STAGE)/usr/lib/systemd/system/flanneld-rs.service
+	@install -D -m 644 -t $(STAGE)/usr/lib/systemd/network conf/network/10-flanneld-rs.network conf/network/10-flanneld-rs.link
+	@install -D -m 644 -t $(STAGE)/usr/lib/NetworkManager/conf.d conf/network/10-flanneld-rs.conf
+	@install -D -m 644 -t $(STAGE)/usr/share/doc/flanneld-rs README.md conf/debian/copyright
+	@gzip -9n <CHANGELOG.md >$(STAGE)/usr/share/doc/flanneld-rs/changelog.gz
+	@sed 's/@VERSION@/$(VERSION)/; s/@ARCHITECTURE@/$(ARCH)/' conf/debian/control >$(STAGE)/DEBIAN/control
+	@install -m 644 conf/debian/conffiles $(STAGE)/DEBIAN
+	@install -m 755 conf/debian/postinst conf/debian/prerm conf/debian/postrm $(STAGE)/DEBIAN
+	@chmod -R u=rwX,go=rX $(STAGE)
+	@SOURCE_DATE_EPOCH=0 dpkg-deb --root-owner-group -Z$(DEB_COMPRESSION) --build $(STAGE) $(DIST)/flanneld-rs_$(VERSION)_$(ARCH).deb
+	@rm -rf $(STAGE)
 
 clean:
 	cargo clean

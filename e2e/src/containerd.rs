@@ -3,16 +3,15 @@
 
 use crate::pod::start_holder;
 use crate::process::{Process, Program};
-use crate::{Result, tools};
+use crate::{Result, pause, tools};
 use kernel::netns::Netns;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const IMAGE: &str = "localhost/pause:e2e";
 /// containerd takes its time to load its plugins.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -31,21 +30,39 @@ impl Containerd {
     /// Starts one in `network`, with its files in `directory`, that runs the CNI plugins in `plugins` as `network_list`
     /// (a conflist) says, and imports the pause image.
     pub fn start(network: &Netns, directory: &Path, plugins: &Path, network_list: &Value) -> Result<Self> {
-        let executable = tools::from_package("/usr/bin/containerd", "containerd")?;
-        tools::from_package("/usr/sbin/runc", "runc")?;
         let conflists = directory.join("net.d");
         fs::create_dir_all(&conflists)?;
         fs::write(conflists.join("10-e2e.conflist"), network_list.to_string())?;
-        fs::write(directory.join("config.toml"), config(directory, plugins, &conflists))?;
-        let mut machine = vec!["machine", "--tmpfs", "/run", "--tmpfs", "/etc/cni", "--tmpfs", "/opt/cni"];
+        Self::on_a_machine(network, directory, plugins, &conflists)
+    }
+
+    /// The same on a machine as it is before somebody installs a network: with empty directories in the usual places (see
+    /// [`Containerd::file`]).
+    pub fn start_bare(network: &Netns, directory: &Path) -> Result<Self> {
+        Self::on_a_machine(network, directory, Path::new("/opt/cni/bin"), Path::new("/etc/cni/net.d"))
+    }
+
+    fn on_a_machine(network: &Netns, directory: &Path, plugins: &Path, conflists: &Path) -> Result<Self> {
+        let executable = tools::from_package("/usr/bin/containerd", "containerd")?;
+        tools::from_package("/usr/sbin/runc", "runc")?;
+        fs::write(directory.join("config.toml"), config(directory, plugins, conflists))?;
+        let mut machine = vec!["machine"];
+        for path in ["/run", "/etc/cni", "/opt/cni", "/var/lib/cni", "/var/lib/flanneld-rs"] {
+            machine.extend(["--tmpfs", path]);
+        }
         machine.extend(tools::without_others(plugins));
         let machine = start_holder("machine", &machine, directory)?;
         let network = network.try_clone()?;
         let mut containerd = Containerd { executable, network, directory: directory.into(), process: None, machine };
         containerd.resume()?;
-        let image = pause_image(&containerd.directory)?;
-        containerd.ctr(&["images", "import", "--snapshotter", "native", &image.display().to_string()])?;
+        containerd.import(&pause::image(&containerd.directory)?)?;
         Ok(containerd)
+    }
+
+    /// Imports an image archive.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let import = ["images", "import", "--snapshotter", "native", &archive.display().to_string()];
+        self.ctr(&import).map(|_| ())
     }
 
     /// The address of its CRI, for a client.
@@ -90,19 +107,23 @@ impl Containerd {
     /// detaches the container, when the container ends.
     pub fn ctr_run_cni(&self, name: &str, plugins: &Path) -> Result<Process> {
         let client = tools::from_package("/usr/bin/ctr", "containerd")?;
-        let root = PathBuf::from(format!("/proc/{}/root", self.machine.pid()));
-        for (target, link) in [(self.directory.join("net.d"), "etc/cni/net.d"), (plugins.into(), "opt/cni/bin")] {
-            match std::os::unix::fs::symlink(target, root.join(link)) {
+        for (target, link) in [(self.directory.join("net.d"), "/etc/cni/net.d"), (plugins.into(), "/opt/cni/bin")] {
+            match std::os::unix::fs::symlink(target, self.file(link)) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
                 _ => {}
             }
         }
         Program::new(name, client)
             .args(["--address".as_ref(), self.socket().as_os_str()])
-            .args(["-n", "k8s.io", "run", "--rm", "--cni", "--snapshotter", "native", IMAGE, name])
+            .args(["-n", "k8s.io", "run", "--rm", "--cni", "--snapshotter", "native", pause::IMAGE, name])
             .network(&self.network)
             .machine(self.machine.pid())
             .start(&self.directory)
+    }
+
+    /// A path of the machine as we see it.
+    pub fn file(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.machine.pid()))
     }
 
     /// The end of its log.
@@ -119,6 +140,7 @@ impl Containerd {
 /// CAP_SYS_RESOURCE, hence `restrict_oom_score_adj`.
 fn config(directory: &Path, plugins: &Path, conflists: &Path) -> String {
     let (directory, plugins, conflists) = (directory.display(), plugins.display(), conflists.display());
+    let image = pause::IMAGE;
     format!(
         r#"version = 2
 root = "{directory}/root"
@@ -128,7 +150,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 [grpc]
 address = "{directory}/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
+sandbox_image = "{image}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
@@ -137,55 +159,4 @@ bin_dir = "{plugins}"
 conf_dir = "{conflists}"
 "#
     )
-}
-
-/// An image archive with nothing in it but our pause program, linked statically.
-fn pause_image(directory: &Path) -> Result<PathBuf> {
-    pause_layer(directory)?;
-    let sum = run(Command::new("sha256sum").arg("layer.tar").current_dir(directory))?;
-    let digest = sum.split_whitespace().next().ok_or("sha256sum printed nothing")?;
-    let config = json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Entrypoint": ["/pause"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-    });
-    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]);
-    fs::write(directory.join("config.json"), config.to_string())?;
-    fs::write(directory.join("manifest.json"), manifest.to_string())?;
-    let files = ["-cf", "pause.tar", "manifest.json", "config.json", "layer.tar"];
-    run(Command::new("tar").args(files).current_dir(directory))?;
-    Ok(directory.join("pause.tar"))
-}
-
-/// Its only layer: the file system of a container.
-pub(crate) fn pause_layer(directory: &Path) -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/pause.rs");
-    let root = directory.join("image");
-    fs::create_dir_all(&root)?;
-    run(Command::new("rustc")
-        .args([
-            "--edition",
-            "2024",
-            "-O",
-            "-C",
-            "target-feature=+crt-static",
-            "-C",
-            "panic=abort",
-            "-C",
-            "strip=symbols",
-        ])
-        .arg(source)
-        .arg("-o")
-        .arg(root.join("pause")))?;
-    run(Command::new("tar").arg("-C").arg(&root).args(["-cf", "layer.tar", "pause"]).current_dir(directory))?;
-    Ok(directory.join("layer.tar"))
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8(output.stdout)?);
-    }
-    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into())
 }

@@ -1,16 +1,13 @@
 //! A real podman with its CNI backend in a node, on a machine of its own: its containers end with us, and what it and the
 //! plugins keep in `/run` and `/var/lib/cni` is seen by nobody else.
 
-use crate::containerd::pause_layer;
 use crate::pod::start_holder;
 use crate::process::Process;
-use crate::{Result, tools};
+use crate::{Result, pause, tools};
 use kernel::netns::Netns;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-const IMAGE: &str = "localhost/pause:e2e";
 
 /// podman on one machine.
 #[derive(Debug)]
@@ -33,8 +30,7 @@ impl Podman {
         machine.extend(tools::without_others(plugins));
         let machine = start_holder("podman-machine", &machine, directory)?;
         let podman = Podman { executable, network: network.try_clone()?, directory: directory.into(), machine };
-        let layer = pause_layer(directory)?.display().to_string();
-        podman.run(&["import", "--change", "ENTRYPOINT [\"/pause\"]", &layer, IMAGE])?;
+        podman.run(&["load", "--input", &pause::image(directory)?.display().to_string()])?;
         Ok(podman)
     }
 
@@ -61,7 +57,7 @@ impl Podman {
 
     /// Starts a container that does nothing.
     pub fn start(&self, name: &str, options: &[&str]) -> Result<()> {
-        self.run(&[&["run", "--detach", "--name", name], options, &[IMAGE]].concat()).map(|_| ())
+        self.run(&[&["run", "--detach", "--name", name], options, &[pause::IMAGE]].concat()).map(|_| ())
     }
 
     /// One value of `podman inspect`, as a Go template names it.
