@@ -264,6 +264,13 @@ impl Backend {
     }
 }
 
+/// The one MTU of pods with addresses of these families: that of the narrower way, and enough for the families. What is too
+/// large for a way all the same is for the node to tell, as any router does.
+fn pod_mtu(families: &[Family], way: impl Fn(Family) -> u32) -> u32 {
+    let least = families.iter().map(|family| family.least_mtu()).max().unwrap_or(0);
+    families.iter().map(|family| way(*family)).min().unwrap_or(least).max(least)
+}
+
 /// This node, as far as what it wants for its peers depends on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Node<'a> {

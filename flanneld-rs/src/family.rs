@@ -30,6 +30,17 @@ impl Family {
     }
 }
 
+impl Family {
+    /// The smallest MTU in bytes of a link that carries this family: what every IPv4 host takes in one piece (RFC 791), and
+    /// every IPv6 link (RFC 8200 section 5). Below the one the kernel refuses, below the other it has no IPv6 on the link.
+    pub fn least_mtu(self) -> u32 {
+        match self {
+            Self::V4 => 68,
+            Self::V6 => 1280,
+        }
+    }
+}
+
 impl fmt::Display for Family {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {

@@ -27,7 +27,7 @@ impl Ipip {
 
     /// The outer header has 20 bytes.
     pub(super) fn mtu(uplink: &Uplink) -> u32 {
-        uplink.mtu(&[Family::V4]).saturating_sub(20).max(68)
+        uplink.mtu(&[Family::V4]).saturating_sub(20).max(Family::V4.least_mtu())
     }
 
     /// What this node has whoever its peers are: the device with its address.

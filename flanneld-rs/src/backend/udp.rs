@@ -5,7 +5,7 @@ mod packet;
 mod proxy;
 mod routes;
 
-use super::{Node, Peer};
+use super::{Node, Peer, pod_mtu};
 use crate::family::{Family, PerFamily};
 use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
@@ -40,18 +40,17 @@ impl Udp {
         }
     }
 
-    /// Outer IP header and UDP: 20 or 40, and 8 bytes.
+    /// Outer IP header and UDP: 20 or 40, and 8 bytes. What the underlay is too small for is sent in fragments.
     fn device_mtu(uplink: &Uplink, family: Family) -> u32 {
-        let (overhead, least) = match family {
-            Family::V4 => (28, 68),
-            // Below this the kernel has no IPv6 on a device (RFC 8200 section 5).
-            Family::V6 => (48, 1280),
+        let overhead = match family {
+            Family::V4 => 28,
+            Family::V6 => 48,
         };
-        uplink.mtu(&[family]).saturating_sub(overhead).max(least)
+        uplink.mtu(&[family]).saturating_sub(overhead).max(family.least_mtu())
     }
 
     pub(super) fn mtu(uplink: &Uplink, families: &[Family]) -> u32 {
-        families.iter().map(|family| Self::device_mtu(uplink, *family)).min().unwrap_or(u32::MAX)
+        pod_mtu(families, |family| Self::device_mtu(uplink, family))
     }
 
     /// What this node has whoever its peers are: a device of each family with its address, and one route for all nodes. The

@@ -1,7 +1,7 @@
 //! VXLAN: one device for each family, and for each peer a neighbour entry, a forwarding entry and a route, as flannel has
 //! them: the peer's subnet is reached through the peer's own network address, which is the address of its device.
 
-use super::{Means, Peer};
+use super::{Means, Peer, pod_mtu};
 use crate::checksum::Checksums;
 use crate::family::{Family, PerFamily};
 use crate::lease::{Announcement, Endpoint, Lease};
@@ -93,20 +93,26 @@ impl Vxlan {
         Announcement { backend_type: TYPE.into(), endpoints }
     }
 
+    /// The pod network has one MTU: that of the family with the larger outer header.
     pub(super) fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
-        // The pod network has one MTU: that of the family with the larger outer header.
-        families.iter().map(|family| self.device_mtu(uplink, *family)).min().unwrap_or(u32::MAX)
+        pod_mtu(families, |family| self.device_mtu(uplink, family))
     }
 
-    /// Outer IP header, UDP, VXLAN and inner Ethernet: 20 or 40, and 8 + 8 + 14 bytes (RFC 7348 section 5).
+    /// More than the underlay carries the kernel refuses: its tunnels of this kind fragment nothing.
     fn device_mtu(&self, uplink: &Uplink, family: Family) -> u32 {
-        let overhead = match family {
-            Family::V4 => 50,
-            Family::V6 => 70,
-        };
-        // Below 68 bytes no IPv4 packet is guaranteed to pass (RFC 791), and the kernel refuses.
         let underlay = uplink.mtu(&[family]);
-        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead).max(68)
+        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead(family))
+    }
+
+    /// Why the underlay cannot carry this family, if it cannot.
+    fn too_small(&self, uplink: &Uplink, family: Family) -> Option<String> {
+        let (mtu, least) = (self.device_mtu(uplink, family), family.least_mtu());
+        (mtu < least).then(|| {
+            let needed = least + overhead(family);
+            format!(
+                "the underlay leaves {mtu} bytes to a packet, and {family} needs {least}: give it an MTU of {needed}"
+            )
+        })
     }
 
     /// What this node has whoever its peers are: a device of each family, with its address.
@@ -114,6 +120,9 @@ impl Vxlan {
         let mut base = Overlay::default();
         for (family, subnet) in own.subnets.iter() {
             let (Some(way), Some(mac)) = (uplink.ways.get(family), self.mac(uplink, family)) else { continue };
+            if self.too_small(uplink, family).is_some() {
+                continue;
+            }
             let device = self.device(family);
             base.links.insert(
                 device.clone(),
@@ -142,6 +151,9 @@ impl Vxlan {
             part.routes.insert(peer.subnet, route);
             return Ok(part);
         }
+        if let Some(reason) = self.too_small(uplink, peer.family) {
+            return Err(reason);
+        }
         let data = peer.endpoint.data.as_deref();
         let vtep: Vtep = serde_json::from_str(data.unwrap_or("null")).map_err(|error| {
             format!("unusable {} backend data {:?}: {error}", peer.family, data.unwrap_or("nothing"))
@@ -151,5 +163,13 @@ impl Vxlan {
         part.fdb.insert((device.clone(), vtep.mac), public_ip);
         part.routes.insert(peer.subnet, Route { via: Some(gateway), dev: device, onlink: true });
         Ok(part)
+    }
+}
+
+/// Outer IP header, UDP, VXLAN and inner Ethernet: 20 or 40, and 8 + 8 + 14 bytes (RFC 7348 section 5).
+fn overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 50,
+        Family::V6 => 70,
     }
 }

@@ -1,7 +1,7 @@
 //! WireGuard: encrypted tunnels between all nodes, as flannel has them, with a route for each peer's subnet. What leads to no
 //! peer is refused, so that pod packets never leave in clear text by the default route, whatever befalls the device.
 
-use super::{Node, Peer};
+use super::{Node, Peer, pod_mtu};
 use crate::family::{Family, PerFamily};
 use crate::json::Object;
 use crate::lease::{Announcement, Endpoint};
@@ -75,27 +75,24 @@ impl WireGuard {
         Announcement { backend_type: TYPE.into(), endpoints: families.iter().filter_map(endpoint).collect() }
     }
 
+    /// The pod network has one MTU: that of the family with the larger outer header.
     pub(super) fn mtu(&self, uplink: &Uplink, families: &[Family]) -> u32 {
-        // The pod network has one MTU: that of the family with the larger outer header.
-        families.iter().map(|family| self.device_mtu(uplink, *family, families)).min().unwrap_or(u32::MAX)
+        pod_mtu(families, |family| self.room(uplink, family, families))
     }
 
-    /// Outer IP header, UDP, and WireGuard's header and tag: 20 or 40, and 8 + 16 + 16 bytes (section 5.4.6 of its paper).
-    fn device_mtu(&self, uplink: &Uplink, family: Family, families: &[Family]) -> u32 {
+    /// What is left to packets of a family inside. Outer IP header, UDP, and WireGuard's header and tag: 20 or 40, and
+    /// 8 + 16 + 16 bytes (section 5.4.6 of its paper).
+    fn room(&self, uplink: &Uplink, family: Family, families: &[Family]) -> u32 {
         let outer = match self.config.mode {
-            Mode::Separate => family,
-            Mode::Ipv4 => Family::V4,
-            Mode::Ipv6 => Family::V6,
-            Mode::Auto if families.contains(&Family::V6) => Family::V6,
-            Mode::Auto => Family::V4,
+            Mode::Separate => &[family][..],
+            Mode::Ipv4 => &[Family::V4],
+            Mode::Ipv6 => &[Family::V6],
+            // By either, for one peer or the other.
+            Mode::Auto => families,
         };
-        let overhead = match outer {
-            Family::V4 => 60,
-            Family::V6 => 80,
-        };
-        // Below 68 bytes no IPv4 packet is guaranteed to pass (RFC 791), and the kernel refuses.
-        let underlay = uplink.mtu(&[outer]);
-        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead).max(68)
+        let underlay = uplink.mtu(outer);
+        let overhead = if outer.contains(&Family::V6) { 80 } else { 60 };
+        self.config.mtu.unwrap_or(underlay).min(underlay).saturating_sub(overhead)
     }
 
     /// What this node has whoever its peers are: the devices with their addresses, and the refusal of packets to nobody.
@@ -104,8 +101,10 @@ impl WireGuard {
         let families: Vec<Family> = node.own.subnets.families().collect();
         for (family, subnet) in node.own.subnets.iter() {
             let device = self.device(family).to_owned();
-            let mtu = families.iter().filter(|other| self.device(**other) == device);
-            let mtu = mtu.map(|other| self.device_mtu(node.uplink, *other, &families)).min().unwrap_or(68);
+            let carried: Vec<Family> =
+                families.iter().filter(|other| self.device(**other) == device).copied().collect();
+            // What the underlay is too small for is sent in fragments.
+            let mtu = pod_mtu(&carried, |carried| self.room(node.uplink, carried, &families));
             let link =
                 if self.in_kernel { Tunnel::WireGuard(WireGuardLink { mtu }) } else { Tunnel::Tun(TunLink { mtu }) };
             base.links.insert(device.clone(), link);
