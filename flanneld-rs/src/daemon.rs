@@ -16,7 +16,9 @@ use crate::options::Options;
 use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
 use crate::reload::{self, Configuration, Reload};
-use crate::store::{Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Snapshot, Store, StoreError};
+use crate::store::{
+    Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Password, Snapshot, Store, StoreError, User,
+};
 use crate::uplink::Choice;
 use crate::wireguard::{Identity, Tunnels};
 use cni_plugin::attachments::Attachments;
@@ -266,13 +268,17 @@ fn store(options: &Options) -> Result<Store, String> {
     if let Some(dir) = &options.store_dir {
         return FileStore::open(dir, LEASE_TTL).map(Store::File).map_err(|error| error.to_string());
     }
+    let password = || match &options.etcd_password_file {
+        Some(path) => Password::File(path.clone()),
+        None => Password::Text(options.etcd_password.clone().unwrap_or_default()),
+    };
     let etcd = EtcdOptions {
         endpoints: options.etcd_endpoints.clone(),
         prefix: options.etcd_prefix.clone(),
         cafile: options.etcd_cafile.clone(),
         certfile: options.etcd_certfile.clone(),
         keyfile: options.etcd_keyfile.clone(),
-        user: options.etcd_username.clone().map(|name| (name, options.etcd_password.clone().unwrap_or_default())),
+        user: options.etcd_username.clone().map(|name| User { name, password: password() }),
         ttl: LEASE_TTL,
     };
     EtcdStore::new(etcd).map(Store::Etcd).map_err(|error| error.to_string())

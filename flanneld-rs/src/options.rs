@@ -60,6 +60,11 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_ETCD_PASSWORD", hide_env_values = true, global = true)]
     pub etcd_password: Option<String>,
 
+    /// File with that password, which is read again when it is replaced: no list of processes shows it
+    #[arg(long, env = "FLANNELD_ETCD_PASSWORD_FILE", global = true)]
+    #[arg(conflicts_with = "etcd_password", requires = "etcd_username")]
+    pub etcd_password_file: Option<PathBuf>,
+
     /// Interface to use (IP or name) for inter-host communication; may be given several times, the first match is taken
     #[arg(long, env = "FLANNELD_IFACE", value_delimiter = ',', action = ArgAction::Append)]
     pub iface: Vec<String>,
@@ -302,6 +307,7 @@ mod tests {
             ["--ip-masq=yes"],
             ["--no-such-flag"],
             ["--iptables-resync=0"],
+            ["--etcd-password-file=/x"],
             ["--ip-masq=both"],
             ["--non-masquerade-cidrs=fish"],
         ] {

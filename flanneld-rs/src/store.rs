@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
-pub use etcd::{EtcdOptions, EtcdStore};
+pub use etcd::{EtcdOptions, EtcdStore, Password, User};
 pub use file::FileStore;
 #[cfg(fuzzing)]
 pub use file::rewrite_record;

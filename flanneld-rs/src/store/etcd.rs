@@ -10,6 +10,7 @@ mod connection;
 mod keys;
 #[cfg(test)]
 mod simulation;
+mod user;
 mod watch;
 
 use super::choice::{self, Choice, Known};
@@ -22,6 +23,8 @@ use keys::{Entry, Expect, Put};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+pub use user::{Password, User};
 
 /// How often a race is run again. Whoever loses sees what the winner took, so that few rounds are enough for hundreds of nodes.
 const ROUNDS: usize = 100;
@@ -39,8 +42,8 @@ pub struct EtcdOptions {
     pub certfile: Option<PathBuf>,
     /// client key, PEM
     pub keyfile: Option<PathBuf>,
-    /// user name and password
-    pub user: Option<(String, String)>,
+    /// as whom, to an etcd with users
+    pub user: Option<User>,
     /// life of a lease without renewal, in full seconds; normally [`super::LEASE_TTL`]
     pub ttl: Duration,
 }

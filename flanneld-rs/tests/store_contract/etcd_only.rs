@@ -2,9 +2,9 @@
 
 use crate::authority::Authority;
 use crate::etcd_server::EtcdServer;
-use crate::place::{CONFIG, Place, config, leases, node, run, until};
-use etcd_client::Client;
-use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, LEASE_TTL, LeaseStore, Store, StoreError};
+use crate::place::{CONFIG, Place, config, leases, node, persist, run, until};
+use etcd_client::{Client, ConnectOptions};
+use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, LEASE_TTL, LeaseStore, Password, Store, StoreError, User};
 use std::sync::Arc;
 
 fn server_of(place: &Place) -> Arc<EtcdServer> {
@@ -119,7 +119,7 @@ fn a_password_is_asked_for_and_given() {
         admin.user_add("root", "the secret", None).await.unwrap();
         admin.user_grant_role("root", "root").await.unwrap();
         admin.auth_enable().await.unwrap();
-        let user = |password: &str| Some(("root".to_owned(), password.to_owned()));
+        let user = |password: &str| Some(User { name: "root".into(), password: Password::Text(password.into()) });
         let with = |user| EtcdStore::new(EtcdOptions { user, ..place.options() }).unwrap();
         assert_eq!(with(user("the secret")).network_config().await.unwrap(), CONFIG);
         for wrong in [user("another"), None] {
@@ -127,6 +127,54 @@ fn a_password_is_asked_for_and_given() {
             assert!(matches!(&error, StoreError::Invalid(_)), "{error}");
             assert!(!error.to_string().contains("another"));
         }
+    });
+}
+
+/// Whatever befalls tokens and passwords while the daemon runs.
+#[test]
+fn a_password_in_a_file_is_taken_up_anew_and_lost_tokens_are_replaced() {
+    run(Place::etcd(Arc::new(EtcdServer::start())), async |place| {
+        let (mut admin, server) = (place.client().await, server_of(&place));
+        admin.user_add("root", "the first", None).await.unwrap();
+        admin.user_grant_role("root", "root").await.unwrap();
+        admin.auth_enable().await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        let options = || {
+            let user = Some(User { name: "root".into(), password: Password::File(file.clone()) });
+            EtcdOptions { user, ..place.options() }
+        };
+        for (content, complaint) in [(None, "No such file"), (Some(""), "is empty"), (Some("\n"), "is empty")] {
+            content.iter().for_each(|content| std::fs::write(&file, content).unwrap());
+            let error = EtcdStore::new(options()).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(&error, StoreError::Invalid(_)) && text.contains("--etcd-password-file"), "{text}");
+            assert!(text.contains(complaint), "{text}");
+        }
+        std::fs::write(&file, "the first\n").unwrap();
+        let store = Store::Etcd(EtcdStore::new(options()).unwrap());
+        let watch = store.watch();
+        let mut seen = watch.receiver();
+        let own = node(1).acquire(&store, &config()).await.unwrap();
+        until(&mut seen, |snapshot| leases(snapshot).get(&own.lease.subnets).is_some()).await;
+
+        // Simple tokens are in the server's memory only.
+        server.restart();
+        let own = persist(async || store.renew(&own, &own.lease.announcement).await).await;
+        let second = persist(async || node(2).acquire(&store, &config()).await).await;
+        until(&mut seen, |snapshot| leases(snapshot).get(&second.lease.subnets).is_some()).await;
+
+        // Replaced by a rename, as secrets that are mounted are.
+        let root = ConnectOptions::new().with_user("root", "the first");
+        let mut admin = Client::connect(place.options().endpoints, Some(root)).await.unwrap();
+        admin.user_change_password("root", "the second").await.unwrap();
+        let next = directory.path().join("next");
+        std::fs::write(&next, "the second").unwrap();
+        std::fs::rename(next, &file).unwrap();
+        let own = persist(async || store.renew(&own, &own.lease.announcement).await).await;
+        let third = persist(async || node(3).acquire(&store, &config()).await).await;
+        until(&mut seen, |snapshot| leases(snapshot).get(&third.lease.subnets).is_some()).await;
+        assert!(leases(&seen.borrow()).get(&own.lease.subnets).is_some());
     });
 }
 
@@ -173,7 +221,8 @@ fn contradicting_options_are_told_before_anything_is_sent() {
         let error = EtcdStore::new(options).unwrap_err();
         assert!(matches!(&error, StoreError::Invalid(text) if text.contains(names)), "{error}");
     }
-    let secret = EtcdOptions { user: Some(("u".into(), "secret".into())), ..options };
+    let secret =
+        EtcdOptions { user: Some(User { name: "u".into(), password: Password::Text("secret".into()) }), ..options };
     assert!(!format!("{secret:?}").contains("secret"));
 }
 

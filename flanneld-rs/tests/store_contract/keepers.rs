@@ -8,7 +8,9 @@ use flanneld_rs::keeper::Keeper;
 use flanneld_rs::lease::{Announcement, Lease, LeaseTable, parse_key};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::reload::Configuration;
-use flanneld_rs::store::{Contact, EtcdOptions, EtcdStore, Held, LeaseStore, LeaseWatch, Snapshot, Store, StoreError};
+use flanneld_rs::store::{
+    Contact, EtcdOptions, EtcdStore, Held, LeaseStore, LeaseWatch, Password, Snapshot, Store, StoreError, User,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,7 +125,7 @@ async fn with_users(place: &Place) -> (Client, impl Fn() -> Store) {
     let root = ConnectOptions::new().with_user("root", "root's");
     let admin = Client::connect(&options.endpoints, Some(root)).await.unwrap();
     let open = move || {
-        let user = Some(("node".to_owned(), "its own".to_owned()));
+        let user = Some(User { name: "node".into(), password: Password::Text("its own".into()) });
         Store::Etcd(EtcdStore::new(EtcdOptions { user, ..options.clone() }).unwrap())
     };
     (admin, open)

@@ -1,11 +1,11 @@
-//! The files behind TLS: whom to trust, and who this node is. They are replaced while the daemon runs.
+//! The files behind a connection: whom to trust, and who this node is. They are replaced while the daemon runs.
 
-use super::EtcdOptions;
+use super::{EtcdOptions, Password, User};
 use crate::store::StoreError;
 use etcd_client::{Certificate, Identity, TlsOptions};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where Debian keeps the certificate authorities that the machine trusts.
 const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -16,20 +16,23 @@ pub(super) type Version = Option<(u64, i64, i64)>;
 
 impl EtcdOptions {
     /// At least one endpoint is reached over TLS.
-    pub(super) fn has_tls(&self) -> bool {
+    fn has_tls(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"))
     }
 }
 
-/// The versions of all files that a connection is made with; without TLS there are none.
+/// The versions of all files that a connection is made with; there may be none.
 pub(super) fn versions(options: &EtcdOptions) -> Vec<Version> {
-    if !options.has_tls() {
-        return Vec::new();
+    let mut files = Vec::new();
+    if options.has_tls() {
+        files.push(options.cafile.as_deref().unwrap_or(Path::new(SYSTEM_AUTHORITIES)));
+        files.extend([&options.certfile, &options.keyfile].into_iter().flatten().map(PathBuf::as_path));
     }
-    let authorities = options.cafile.as_deref().unwrap_or(Path::new(SYSTEM_AUTHORITIES));
-    let own = [&options.certfile, &options.keyfile].into_iter().flatten().map(AsRef::as_ref);
+    if let Some(User { password: Password::File(path), .. }) = &options.user {
+        files.push(path);
+    }
     let version = |path: &Path| fs::metadata(path).ok().map(|file| (file.ino(), file.ctime(), file.ctime_nsec()));
-    std::iter::once(authorities).chain(own).map(version).collect()
+    files.into_iter().map(version).collect()
 }
 
 /// The TLS settings for an endpoint. None: it is reached without TLS.

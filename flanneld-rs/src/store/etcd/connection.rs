@@ -20,8 +20,8 @@ const FILES_LOOK: Duration = Duration::from_secs(5);
 /// A client of the endpoint whose turn it is.
 ///
 /// Not etcd-client's own balancing: that goes on giving requests to endpoints that are down, and flannel's default names two
-/// ports of which only one ever answers. Certificates are read for each connection, and a connection ends with the files that
-/// it was made with: rotation needs no restart.
+/// ports of which only one ever answers. Certificates and passwords are read for each connection, and a connection ends with
+/// the files that it was made with: rotation needs no restart.
 #[derive(Debug)]
 pub(super) struct Connection {
     options: EtcdOptions,
@@ -63,6 +63,9 @@ impl Connection {
             }
             certificates::tls(&options, endpoint)?;
         }
+        if let Some(user) = &options.user {
+            user.password.read()?;
+        }
         Ok(Self { options, state: watch::Sender::default() })
     }
 
@@ -90,7 +93,10 @@ impl Connection {
                 let next = turn.wrapping_add(self.options.endpoints.len());
                 match self.connect(next, files).await {
                     Ok(renewed) => {
-                        tracing::info!("{}: connected anew, since certificates or keys were replaced", self.name());
+                        tracing::info!(
+                            "{}: connected anew, since certificates, keys or the password were replaced",
+                            self.name()
+                        );
                         Ok(renewed)
                     }
                     // In the middle of a rotation, perhaps: certificate and key are not of one pair yet.
@@ -117,8 +123,9 @@ impl Connection {
         if let Some(tls) = tls {
             connect = connect.with_tls(tls);
         }
-        if let Some((name, password)) = &self.options.user {
-            connect = connect.with_user(name, password);
+        if let Some(user) = &self.options.user {
+            let password = user.password.read().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            connect = connect.with_user(&user.name, password);
         }
         // Without a user nothing is sent yet; with one, the password is.
         let connected = tokio::time::timeout(REQUEST_PATIENCE, Client::connect([&endpoint], Some(connect))).await;
@@ -177,7 +184,7 @@ impl Connection {
         loop {
             tokio::select! {
                 _ = states.wait_for(|state| state.turn != turn) => return,
-                () = tokio::time::sleep(FILES_LOOK), if self.options.has_tls() => {}
+                () = tokio::time::sleep(FILES_LOOK), if !seen.is_empty() => {}
             }
             let files = certificates::versions(&self.options);
             // Once for each change, so that files that are of no use are not complained about for ever.
