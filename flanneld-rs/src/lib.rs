@@ -8,6 +8,7 @@ pub mod extension;
 pub mod family;
 pub mod files;
 pub mod firewall;
+pub mod forwarding;
 pub mod health;
 mod json;
 pub mod keeper;

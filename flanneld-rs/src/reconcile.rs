@@ -5,6 +5,7 @@ use crate::backend::Backend;
 use crate::family::{Family, PerFamily};
 use crate::files::Files;
 use crate::firewall::{self, Policy};
+use crate::forwarding::{Lookout, Paths};
 use crate::health::{Condition, Health};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
@@ -67,6 +68,7 @@ pub struct Reconciler {
     /// of what stands: see [`Expected::devices`]
     devices: BTreeMap<u32, String>,
     took_over: bool,
+    lookout: Lookout,
     worker: Worker,
 }
 
@@ -103,6 +105,7 @@ impl Reconciler {
             uplink: None,
             reasons: PerFamily::default(),
             took_over: false,
+            lookout: Lookout::default(),
             worker: Worker::default(),
         })
     }
@@ -185,6 +188,8 @@ impl Reconciler {
         let files = self.write_files(&uplink, own, overlay && firewall.is_ok());
         let good = overlay && firewall.is_ok() && files.is_ok();
         self.health.set(Condition::Firewall, firewall);
+        let forwarding = self.forwarding(&uplink, own);
+        self.health.note("forwarding between pods", forwarding);
         self.health.set(Condition::Files, files);
         good
     }
@@ -330,6 +335,20 @@ impl Reconciler {
         }
         self.health.note("forwarding", unset.join("; "));
         if failures.is_empty() { Ok(()) } else { Err(summary(&failures)) }
+    }
+
+    /// Who keeps pods from connecting, if anybody does; of no interest where the operator wants no rules of ours for it.
+    fn forwarding(&mut self, uplink: &Uplink, own: &Lease) -> String {
+        let devices: BTreeMap<Family, String> = self.backend.devices().into_iter().collect();
+        let paths = self.config.pools.iter().filter(|(family, _)| self.policy.forward.is_on(*family));
+        let paths = paths.filter_map(|(family, pool)| {
+            let device = devices.get(&family).or(uplink.ways.get(family).map(|way| &way.interface))?;
+            let subnet = own.subnets.get(family)?;
+            Some((family, Paths::new(pool.network(), *subnet, pool.candidates(), device.clone())?))
+        });
+        let paths: PerFamily<Paths> = paths.collect();
+        let complaint = self.lookout.complaint(&mut self.nft, &mut self.netlink, &paths);
+        complaint.map_or_else(|error| error.to_string(), str::to_owned)
     }
 
     fn write_files(&mut self, uplink: &Uplink, own: &Lease, ready: bool) -> Result<(), String> {

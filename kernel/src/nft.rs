@@ -7,14 +7,18 @@
 mod element;
 mod encode;
 mod expression;
+mod machine;
 mod observe;
 mod owned;
+mod passage;
 mod set;
 mod shape;
 mod table;
 mod text;
 
+pub use machine::Packet;
 pub use owned::Extent;
+pub use passage::{Dropper, Obstacle};
 pub use set::{Element, Field, Set, Value};
 pub use table::{
     Action, Chain, ConntrackState, Family, Hook, HookKind, HookPoint, Interface, Match, Policy, Protocol, Rule, Table,

@@ -5,6 +5,7 @@ mod drift;
 mod elements;
 mod listing;
 mod owned;
+mod passage;
 mod sample;
 mod traffic;
 
