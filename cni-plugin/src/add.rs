@@ -1,7 +1,7 @@
 //! ADD: allocate, plan, wire. Whatever fails undoes what it made, and nothing that was there before; the original error is
 //! what the runtime reads.
 
-use crate::attachments::{Attachments, Part};
+use crate::attachments::{self, Attachments, Part};
 use crate::bandwidth::shaper;
 use crate::bridge::ensure_bridge;
 use crate::config::{self, Dialect, PluginConfig};
@@ -29,7 +29,8 @@ pub(crate) fn add(dialect: Dialect, sandbox: &Sandbox, config: &NetworkConfig) -
         Remains { id, network: &config.name, netns: None, bridge, addresses, ports, attachments }.remove()
     })?;
     let reserved: Vec<IpAddr> = allocated.ips.iter().map(|ip| ip.address.ip()).collect();
-    let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|plan| {
+    let made = plan::pod(&parsed, &config.name, &sandbox.id, &allocated).and_then(|mut plan| {
+        plan.ports.pod = attachments::pod(&sandbox.args);
         let wired = wire(&plan, sandbox, ports.as_ref(), &attachments, &netns)?;
         let mut result = plan.result(wired.bridge_mac, &sandbox.netns);
         result.interfaces.extend(wired.queue);

@@ -110,7 +110,8 @@ impl Attached {
     }
 }
 
-fn pod(args: &Arguments) -> BTreeMap<String, String> {
+/// What `CNI_ARGS` tells of the pod, by the names used there.
+pub(crate) fn pod(args: &Arguments) -> BTreeMap<String, String> {
     let told = POD.iter().filter_map(|key| Some((*key, args.get(*key)?)));
     told.filter(|(_, value)| (1..=LONGEST_VALUE).contains(&value.len())).map(|(k, v)| (k.into(), v.clone())).collect()
 }

@@ -4,6 +4,7 @@
 pub(crate) mod render;
 mod scratch;
 
+use crate::attachments::{Attached, Attachments, Part};
 use crate::catalogue::Role;
 use crate::config::subnet_env;
 use crate::delegate::Delegate;
@@ -30,8 +31,15 @@ impl Plugin for Flannel {
         }
         scratch.save(&sandbox.id, &notes)?;
         let made = delegate.plugin().add(sandbox, &rendered);
-        if made.is_err() {
-            let _ = scratch.remove(&sandbox.id);
+        match (&made, &delegate) {
+            (Err(_), _) => drop(scratch.remove(&sandbox.id)),
+            (Ok(_), Delegate::BuiltIn(_)) => {}
+            // Other people's plugins tell nobody whose attachment it is.
+            (Ok(result), _) => {
+                let addresses = result.ips.iter().map(|ip| ip.address.ip()).collect();
+                let attached = Attached::new(&config.name, sandbox, addresses);
+                Attachments::of(config)?.publish(Part::Interface, &attached)?;
+            }
         }
         made
     }
@@ -51,6 +59,9 @@ impl Plugin for Flannel {
         };
         let (delegate, rendered) = prepared(config, rendered)?;
         delegate.plugin().del(id, netns, args, &rendered)?;
+        if !matches!(delegate, Delegate::BuiltIn(_)) {
+            Attachments::of(config)?.withdraw(Part::Interface, &config.name, id, &[])?;
+        }
         scratch.remove(id)
     }
 
@@ -63,7 +74,10 @@ impl Plugin for Flannel {
     fn gc(&self, config: &NetworkConfig, valid: &[AttachmentId]) -> Result<(), CniError> {
         let rendered = render::delegate(config, env(config).ok().as_ref())?;
         let (delegate, rendered) = prepared(config, rendered)?;
-        let collected = delegate.plugin().gc(&rendered, valid);
+        let mut collected = delegate.plugin().gc(&rendered, valid);
+        if !matches!(delegate, Delegate::BuiltIn(_)) {
+            collected = collected.and(Attachments::of(config)?.forget_others(&config.name, valid));
+        }
         collected.and(Scratch::of(config)?.gc(valid))
     }
 

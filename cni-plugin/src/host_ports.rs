@@ -369,12 +369,18 @@ fn taken(forward: &Forward, rival: &Record) -> CniError {
         (other.protocol, other.host_port) == (forward.protocol, forward.host_port) && other.overlaps(forward.host)
     });
     let theirs = theirs.map(|other| format!(" ({other})")).unwrap_or_default();
+    let told = |key: &str| rival.pod.get(key);
+    let name = told("K8S_POD_NAMESPACE").zip(told("K8S_POD_NAME"));
+    let pod = name.map(|(namespace, name)| format!("pod {namespace}/{name}, "));
     CniError::new(
         Code::PortTaken,
         format!(
-            "host port {forward}: taken by container {} (interface {}, network {}){theirs}: choose another port, or \
+            "host port {forward}: taken by {}container {} (interface {}, network {}){theirs}: choose another port, or \
              delete that container; if it is gone already, let the runtime run GC or DEL for it",
-            rival.container, rival.interface, rival.network
+            pod.unwrap_or_default(),
+            rival.container,
+            rival.interface,
+            rival.network
         ),
     )
 }

@@ -1,5 +1,6 @@
 //! The portmap plugin, chained behind one that gives the pod its addresses: ports of the host that lead to the pod.
 
+use crate::attachments;
 use crate::check;
 use crate::host_ports::{self, HostPortConfig, HostPorts, Record};
 use crate::status::unavailable;
@@ -57,7 +58,8 @@ fn wanted(sandbox: &Sandbox, config: &NetworkConfig) -> Result<(HostPorts, Recor
         ));
     };
     let forwards = parsed.forwards(&pod_addresses(previous, &sandbox.id.ifname))?;
-    Ok((HostPorts::recorded_in(parsed.directory), Record::of(&config.name, &sandbox.id, forwards)))
+    let record = Record { pod: attachments::pod(&sandbox.args), ..Record::of(&config.name, &sandbox.id, forwards) };
+    Ok((HostPorts::recorded_in(parsed.directory), record))
 }
 
 /// The addresses of the result that are the pod's: all but those that it puts on another interface, or on the host.

@@ -5,12 +5,12 @@ mod harness;
 
 use cni_plugin::attachments::{Attachments, Held};
 use cni_plugin::restore::Restorer;
-use harness::{Attachment, Failure, IPV4, IPV6, Node, Plugins, eth0, ip, with_environment};
+use harness::{Attachment, Failure, IPV4, IPV6, Node, Plugins, eth0, ip};
 use kernel::netns::Netns;
 use kernel::nft::Nft;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -190,47 +190,6 @@ fn a_pod_speaks_under_its_own_hardware_address_only() {
         node.del(eth0("honest", &honest), &config).unwrap();
         assert!(!nft(&node, "list ruleset").contains("/eth0"));
         node.assert_clean("both deleted");
-    }
-}
-
-/// The one record of the only attachment.
-fn record(node: &Node) -> Value {
-    let mut path: PathBuf = node.attachments();
-    while path.is_dir() {
-        path = std::fs::read_dir(&path).unwrap().next().unwrap().unwrap().path();
-    }
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-#[test]
-fn whose_pod_it_is_is_recorded() {
-    let (node, pod) = (Node::new(), Netns::create().unwrap());
-    for config in [node.native("1.0.0"), node.bridge("1.0.0", &[IPV4])] {
-        let call = |verb: &str, args: &str| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_cni-plugin"));
-            with_environment(&mut command, verb, eth0("c1", &pod), &pod.path()).env("CNI_ARGS", args);
-            node.answer(&mut command, &config).unwrap()
-        };
-        let long = "x".repeat(254);
-        call(
-            "ADD",
-            &format!(
-                "IgnoreUnknown=1;K8S_POD_NAME=web-0;K8S_POD_NAMESPACE=shop;K8S_POD_INFRA_CONTAINER_ID=c1;\
-                 K8S_POD_UID={long};SOMETHING=else"
-            ),
-        );
-        let record = record(&node);
-        assert_eq!(
-            record["pod"],
-            json!({"K8S_POD_NAME": "web-0", "K8S_POD_NAMESPACE": "shop", "K8S_POD_INFRA_CONTAINER_ID": "c1"})
-        );
-        assert_eq!(
-            (&record["container"], &record["interface"], &record["network"]),
-            (&json!("c1"), &json!("eth0"), &json!("net"))
-        );
-        assert_eq!(Path::new(record["sandbox"].as_str().unwrap()), pod.path());
-        call("DEL", "");
-        node.assert_clean("deleted");
     }
 }
 

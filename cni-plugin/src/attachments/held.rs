@@ -51,7 +51,7 @@ impl Attachments {
         searched: &[Table],
     ) -> Result<(), CniError> {
         let tables = self.retire(part, network, id)?.map(|record| record.tables());
-        if tables.as_ref().is_none_or(|tables| !tables.is_empty()) {
+        if tables.as_ref().map_or(!searched.is_empty(), |tables| !tables.is_empty()) {
             let own = shared_table::owner(network, id);
             let removed = unless_there_is_no_nftables(Shared::open().and_then(|mut shared| {
                 match &tables {

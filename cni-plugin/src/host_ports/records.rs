@@ -21,6 +21,7 @@ use cni_spec::{AttachmentId, CniError};
 use ipam::ledger::lock::Lock;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
@@ -44,6 +45,9 @@ pub struct Record {
     pub container: String,
     /// its interface
     pub interface: String,
+    /// what `CNI_ARGS` tells of the pod (see [`crate::attachments::Attached`]), for people
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pod: BTreeMap<String, String>,
     /// its ports
     pub forwards: Vec<Forward>,
 }
@@ -51,7 +55,8 @@ pub struct Record {
 impl Record {
     /// The record of `id`'s ports in `network`.
     pub fn of(network: &str, id: &AttachmentId, forwards: Vec<Forward>) -> Self {
-        Record { network: network.into(), container: id.container_id.clone(), interface: id.ifname.clone(), forwards }
+        let (container, interface) = (id.container_id.clone(), id.ifname.clone());
+        Record { network: network.into(), container, interface, pod: BTreeMap::new(), forwards }
     }
 
     /// The name of its file.
