@@ -80,6 +80,11 @@ impl Node {
         &self.directory
     }
 
+    /// Gives this node's daemons further flags, from their next start on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
     /// Starts our daemon without waiting for it.
     pub fn start_daemon(&mut self) -> Result<()> {
         self.start_daemon_of(Maker::Ours)
