@@ -7,6 +7,7 @@
 // Starting, killing and measuring processes is what this crate is for; the product's own crates stay under the rule.
 #![allow(clippy::disallowed_methods)]
 
+pub mod api_server;
 pub mod bench;
 pub mod cluster;
 pub mod containerd;

@@ -17,7 +17,8 @@ use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
 use crate::reload::{self, Configuration, Reload};
 use crate::store::{
-    Contact, EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, Password, Snapshot, Store, StoreError, User,
+    Contact, EtcdOptions, EtcdStore, FileStore, KubeOptions, KubeStore, LEASE_TTL, LeaseStore, Password, SILENCE,
+    Snapshot, Store, StoreError, User,
 };
 use crate::uplink::Choice;
 use crate::wireguard::{Identity, Tunnels};
@@ -32,6 +33,7 @@ use kernel::wireguard::WireGuard;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -66,11 +68,6 @@ pub async fn run(options: Options) -> Result<(), String> {
 
 /// `last_command` is filled in with what is to be run when the daemon is told to end.
 async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<CommandLine>) -> Result<(), String> {
-    if options.kube_subnet_mgr {
-        return Err("--kube-subnet-mgr: leases in the Kubernetes API are not built yet; \
-                    use etcd (--etcd-endpoints) or a directory (--store-dir)"
-            .into());
-    }
     options.without_effect.remarks().iter().for_each(|remark| tracing::warn!("{remark}"));
     let health = Health::new();
     let choice = Choice::parse(options)?;
@@ -82,7 +79,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let store = Arc::new(store(options)?);
     let memory = memory(options);
     let last = memory.read();
-    let source = match &options.net_config_path {
+    let source = match options.net_config_file() {
         Some(path) => reload::Source::File(ConfigFile::at(path)),
         None => reload::Source::Store(store.clone()),
     };
@@ -90,7 +87,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let config = Arc::new(at_start.config.clone());
     let (mut reload, config_reader) = Reload::new(source, at_start, health.clone());
     let remembered = last.as_ref().and_then(|last| last.still_held(SystemTime::now()));
-    let remembered = remembered.filter(|held| config.allows(&held.lease.subnets)).cloned();
+    let remembered = remembered.filter(|held| store.allows(&config, &held.lease.subnets)).cloned();
     let policy = Policy {
         masquerade: options.ip_masq,
         fully_random: !options.ip_masq_fully_random_disable,
@@ -113,11 +110,18 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         }
         extension.data = first_command(&extension.commands, &health).await;
     }
-    let reconciler = Reconciler::new(config.clone(), backend, choice, policy, files, plugins, health.clone());
+    let reconciler = Reconciler::new(config.clone(), backend, choice.clone(), policy, files, plugins, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     reconciler.tunnels = tunnels;
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
+    let lease_watch = store.watch();
+    let mut snapshots = lease_watch.receiver();
+    let mut laid_down = PerFamily::default();
+    if let Store::Kube(_) = *store {
+        laid_down = hear(&mut snapshots, remembered.is_some(), &health).await;
+        reconciler.choice = choice.reached_by(laid_down);
+    }
     let announcement = loop {
         match reconciler.announcement() {
             Some(announcement) => break announcement,
@@ -130,8 +134,6 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let node = identity(options, &announcement)?;
     let (announce, announced) = watch::channel(announcement);
     let (publish, mut own) = watch::channel(None);
-    let lease_watch = store.watch();
-    let mut snapshots = lease_watch.receiver();
     let keeper = Keeper {
         store: store.clone(),
         config: reload.in_force(),
@@ -153,12 +155,17 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let mut pace = Pace::new(Instant::now());
     loop {
         let lease: Option<Lease> = own.borrow_and_update().as_ref().map(|own| own.lease.clone());
-        if let Some(config) = reload.take(lease.as_ref()) {
+        if let Some(config) = reload.take(lease.as_ref().filter(|_| store.has_pools())) {
             reconciler.reconfigure(Arc::new(config));
             pace.wake(Wake::EVERYTHING);
         }
         let snapshot = snapshots.borrow_and_update().clone();
         describe(&snapshot, &health);
+        if snapshot.given.public != laid_down {
+            laid_down = snapshot.given.public;
+            reconciler.choice = choice.reached_by(laid_down);
+            pace.wake(Wake::EVERYTHING);
+        }
         let leases = snapshot.leases.clone().map(|leases| (leases, Source::Store));
         let leases = leases.or_else(|| Some((remembered.clone().filter(|_| snapshot.is_down())?, Source::Memory)));
         let wanted = lease.as_ref().zip(leases.as_ref());
@@ -188,6 +195,28 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
             () = sleep_until(pace.next()) => {}
             wake = news(&mut kernel_events, reconciler.expected()) => pace.wake(wake),
         }
+    }
+}
+
+/// The addresses by which others shall reach this node, where the cluster may have laid them down: heard of before anything is
+/// published, unless the node has served before and the cluster does not answer at once.
+async fn hear(
+    snapshots: &mut watch::Receiver<Snapshot>,
+    has_served: bool,
+    health: &Health,
+) -> PerFamily<std::net::IpAddr> {
+    loop {
+        let enough = |snapshot: &Snapshot| snapshot.contact == Contact::Live || (has_served && snapshot.is_down());
+        if let Ok(Ok(snapshot)) = timeout(RETRY, snapshots.wait_for(enough)).await {
+            return snapshot.given.public;
+        }
+        if has_served {
+            return PerFamily::default();
+        }
+        if let Contact::Down { why, .. } = &snapshots.borrow().contact {
+            health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {why}")));
+        }
+        health.beat();
     }
 }
 
@@ -268,6 +297,21 @@ fn store(options: &Options) -> Result<Store, String> {
     if let Some(dir) = &options.store_dir {
         return FileStore::open(dir, LEASE_TTL).map(Store::File).map_err(|error| error.to_string());
     }
+    let kubernetes = &options.kubernetes;
+    if kubernetes.kube_subnet_mgr {
+        let families = options.net_config_file().map(read_config).transpose()?;
+        let kube = KubeOptions {
+            kubeconfig: kubernetes.kubeconfig().cloned(),
+            api_url: kubernetes.api_url().map(String::from),
+            annotation_prefix: kubernetes.kube_annotation_prefix.clone(),
+            node: options.node_name.clone(),
+            pod: kubernetes.pod(),
+            set_condition: kubernetes.set_node_network_unavailable,
+            families: families.map(|config| config.families()).unwrap_or_default(),
+            silence: SILENCE,
+        };
+        return KubeStore::new(kube).map(Store::Kube).map_err(|error| error.to_string());
+    }
     let password = || match &options.etcd_password_file {
         Some(path) => Password::File(path.clone()),
         None => Password::Text(options.etcd_password.clone().unwrap_or_default()),
@@ -284,10 +328,19 @@ fn store(options: &Options) -> Result<Store, String> {
     EtcdStore::new(etcd).map(Store::Etcd).map_err(|error| error.to_string())
 }
 
+fn read_config(path: &Path) -> Result<NetworkConfig, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("reading the network configuration {}: {error}", path.display()))?;
+    NetworkConfig::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 /// Where the daemon keeps what it knows of its store.
 pub(crate) fn memory(options: &Options) -> Place {
     let store = match &options.store_dir {
         Some(directory) => format!("directory {}", directory.display()),
+        None if options.kubernetes.kube_subnet_mgr => {
+            format!("Kubernetes {}", options.kubernetes.kube_annotation_prefix)
+        }
         None => format!("etcd {}", options.etcd_prefix),
     };
     Place { directory: options.state_dir.clone(), store }

@@ -84,13 +84,14 @@ impl Keeper {
     async fn acquire(&mut self, leases: &watch::Sender<Option<Held>>) -> Result<OwnLease, StoreError> {
         let mut pause = FIRST_RETRY;
         loop {
+            self.snapshots.mark_unchanged();
             let announcement = self.announcement.borrow_and_update().clone();
             let in_force = self.config.borrow_and_update().clone();
             let (config, previous) = (&in_force.config, self.previous);
             let want = Want { config, announcement: &announcement, previous, node: &self.node };
             match self.store.acquire(&want).await {
                 // Of pools that have changed meanwhile.
-                Ok(own) if !self.config.borrow().config.allows(&own.lease.subnets) => continue,
+                Ok(own) if !self.store.allows(&self.config.borrow().config, &own.lease.subnets) => continue,
                 Ok(own) => return Ok(own),
                 Err(error @ StoreError::Invalid(_)) if self.former(leases).is_none() => return Err(error),
                 Err(StoreError::Unavailable(why) | StoreError::Invalid(why)) if self.remembered.is_some() => {
@@ -103,11 +104,14 @@ impl Keeper {
                 }
                 Err(error) => self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}"))),
             }
+            // What the store shows may be what is waited for: a subnet that it has given to this node, or the store itself.
+            sleep(pause / 8).await;
             tokio::select! {
                 biased;
-                () = sleep(pause) => pause = (2 * pause).min(LAST_RETRY),
+                () = sleep(pause - pause / 8) => pause = (2 * pause).min(LAST_RETRY),
                 // Perhaps there is room now.
                 Ok(()) = self.config.changed() => pause = FIRST_RETRY,
+                Ok(()) = self.snapshots.changed() => pause = (2 * pause).min(LAST_RETRY),
             }
         }
     }

@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub(crate) use wire::parse_cidr;
 pub use wire::{MAX_VALUE_BYTES, Malformed, parse_key};
 
 /// The subnets of one lease, at least one, without host bits. They are its identity.

@@ -1,5 +1,6 @@
 //! Command line: flannel's flags, with flannel's defaults and `FLANNELD_*` environment forms, for what is built so far.
 
+mod kubernetes;
 mod without_effect;
 
 use crate::checksum::TxChecksum;
@@ -9,9 +10,10 @@ use clap::builder::Resettable;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipnetwork::IpNetwork;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use kubernetes::{Kubernetes, NET_CONFIG_PATH};
 pub use without_effect::WithoutEffect;
 
 /// Leases a pod subnet for this node, programs the overlay network, and keeps it so.
@@ -123,7 +125,8 @@ pub struct Options {
     #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub iptables_resync: u64,
 
-    /// Path to the network configuration file; without it the configuration is read from the lease store
+    /// Path to the network configuration file; without it the configuration is read from the lease store, in Kubernetes from
+    /// /etc/kube-flannel/net-conf.json
     #[arg(long, env = "FLANNELD_NET_CONFIG_PATH", global = true)]
     pub net_config_path: Option<PathBuf>,
 
@@ -169,10 +172,9 @@ pub struct Options {
     #[arg(long, env = "WIREGUARD_KEY_FILE")]
     pub wireguard_key_file: Option<PathBuf>,
 
-    /// Contact the Kubernetes API for subnet assignment instead of etcd (not built yet)
-    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set, hide = true)]
-    pub kube_subnet_mgr: bool,
+    /// Leases in the Kubernetes API
+    #[command(flatten)]
+    pub kubernetes: Kubernetes,
 
     /// Logging verbosity: 0 tells what changes, 1 why, 2 everything
     #[arg(long = "v", default_value_t = 0, global = true)]
@@ -195,6 +197,12 @@ pub enum Command {
 }
 
 impl Options {
+    /// The network configuration file, if it is one that holds the configuration.
+    pub fn net_config_file(&self) -> Option<&Path> {
+        let in_kubernetes = self.kubernetes.kube_subnet_mgr.then_some(Path::new(NET_CONFIG_PATH));
+        self.net_config_path.as_deref().or(in_kubernetes)
+    }
+
     /// The lease renewal margin.
     pub fn renew_margin(&self) -> Duration {
         Duration::from_secs(60 * self.subnet_lease_renew_margin)
@@ -276,15 +284,11 @@ mod tests {
             remarks(&["-vmodule=etcd=2"]),
             ["--vmodule has no effect: messages are not chosen by source file; use --v"]
         );
-        let all = [
-            "--log_backtrace_at=a.go:7",
-            "--set-node-network-unavailable=false",
-            "-kube-api-url=",
-            "--kube-annotation-prefix",
-            "a",
-            "--kubeconfig-file=/x",
-        ];
-        assert_eq!(remarks(&all).len(), 5);
+        let all = ["--log_backtrace_at=a.go:7", "-vmodule=etcd=2"];
+        assert_eq!(remarks(&all).len(), 2);
+        let kubernetes = parse(&["--kube-subnet-mgr", "-kube-api-url=", "--kubeconfig-file=/x"]).kubernetes;
+        assert!(kubernetes.kube_subnet_mgr && kubernetes.set_node_network_unavailable);
+        assert_eq!((kubernetes.api_url(), kubernetes.kubeconfig()), (None, Some(&PathBuf::from("/x"))));
         assert!(parse(&["--ip-blackhole-route"]).ip_blackhole_route && !parse(&[]).ip_blackhole_route);
     }
 

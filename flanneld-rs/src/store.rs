@@ -1,12 +1,13 @@
-//! Where the cluster keeps its leases. One trait, a file store and an etcd store, one set of contract tests.
+//! Where the cluster keeps its leases. One trait; a file store, an etcd store and a Kubernetes store; one set of contract tests.
 
 mod choice;
 mod etcd;
 mod file;
+mod kube;
 mod snapshot;
 
 use crate::family::PerFamily;
-use crate::lease::{Announcement, Lease};
+use crate::lease::{Announcement, Lease, Subnets};
 use crate::network_config::NetworkConfig;
 use ipnetwork::IpNetwork;
 use std::fmt;
@@ -19,7 +20,8 @@ pub use etcd::{EtcdOptions, EtcdStore, Password, User};
 pub use file::FileStore;
 #[cfg(fuzzing)]
 pub use file::rewrite_record;
-pub use snapshot::{Contact, LeaseWatch, Snapshot};
+pub use kube::{KubeOptions, KubeStore, SILENCE};
+pub use snapshot::{Contact, Given, LeaseWatch, Snapshot};
 
 /// How long a lease lives without renewal: flannel's 24 hours, so that both implementations give up a dead node alike.
 pub const LEASE_TTL: Duration = Duration::from_secs(86_400);
@@ -76,6 +78,8 @@ enum Token {
     File { node: String, text: String },
     /// revision of the key as we left it, and the etcd lease it hangs on (0: none)
     Etcd { revision: i64, lease: i64 },
+    /// none: the cluster gives the subnet to the node
+    Kube,
 }
 
 /// Why a store did not do what it was asked. The text names the object and what the operator can do.
@@ -85,6 +89,8 @@ pub enum StoreError {
     Unavailable(String),
     /// Every subnet of the pool is leased.
     Exhausted(String),
+    /// It is the cluster that gives subnets to nodes, and it has given none, or an unusable one, to this node so far.
+    Unassigned(String),
     /// The lease is no longer ours.
     Lost {
         /// key of the lease
@@ -99,7 +105,9 @@ pub enum StoreError {
 impl fmt::Display for StoreError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(text) | Self::Exhausted(text) | Self::Invalid(text) => out.write_str(text),
+            Self::Unavailable(text) | Self::Exhausted(text) | Self::Unassigned(text) | Self::Invalid(text) => {
+                out.write_str(text)
+            }
             Self::Lost { key, by: Some(by) } => {
                 write!(out, "lease {key} was lost: {by} holds it now (is another node using this node's identity?)")
             }
@@ -154,6 +162,8 @@ pub enum Store {
     File(FileStore),
     /// an etcd cluster
     Etcd(EtcdStore),
+    /// the Kubernetes API
+    Kube(KubeStore),
 }
 
 impl Store {
@@ -162,7 +172,18 @@ impl Store {
         match self {
             Self::File(_) => {}
             Self::Etcd(store) => store.moved(),
+            Self::Kube(store) => store.moved(),
         }
+    }
+
+    /// Nodes take their subnets from the pools of the configuration; elsewhere the cluster gives them, of any size.
+    pub fn has_pools(&self) -> bool {
+        !matches!(self, Self::Kube(_))
+    }
+
+    /// A node may hold these subnets: of the pools or, where the cluster gives them, inside the networks.
+    pub fn allows(&self, config: &NetworkConfig, subnets: &Subnets) -> bool {
+        if self.has_pools() { config.allows(subnets) } else { kube::check("", subnets, &config.networks()).is_ok() }
     }
 }
 
@@ -171,6 +192,7 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.network_config().await,
             Self::Etcd(store) => store.network_config().await,
+            Self::Kube(store) => store.network_config().await,
         }
     }
 
@@ -178,6 +200,7 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.follow_config(wake).await,
             Self::Etcd(store) => store.follow_config(wake).await,
+            Self::Kube(store) => store.follow_config(wake).await,
         }
     }
 
@@ -185,6 +208,7 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.acquire(want).await,
             Self::Etcd(store) => store.acquire(want).await,
+            Self::Kube(store) => store.acquire(want).await,
         }
     }
 
@@ -192,6 +216,7 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.renew(own, announcement).await,
             Self::Etcd(store) => store.renew(own, announcement).await,
+            Self::Kube(store) => store.renew(own, announcement).await,
         }
     }
 
@@ -199,6 +224,7 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.release(own).await,
             Self::Etcd(store) => store.release(own).await,
+            Self::Kube(store) => store.release(own).await,
         }
     }
 
@@ -206,6 +232,7 @@ impl LeaseStore for Store {
         match self {
             Self::File(store) => store.watch(),
             Self::Etcd(store) => store.watch(),
+            Self::Kube(store) => store.watch(),
         }
     }
 }

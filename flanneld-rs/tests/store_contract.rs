@@ -1,7 +1,12 @@
-//! What every lease store does, shown on a directory and on a real etcd; and what each does besides.
+//! What every lease store does, shown on a directory, on a real etcd, and on a Kubernetes API
+//! server, real where there is one; and what each does besides.
 // Helpers stop wherever something is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+// The double is shared with the end-to-end tests, which use other parts of it.
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../e2e/src/api_server/mod.rs"]
+mod api_server;
 #[path = "store_contract/authority.rs"]
 mod authority;
 #[path = "store_contract/contract.rs"]
@@ -14,6 +19,14 @@ mod etcd_server;
 mod file_only;
 #[path = "store_contract/keepers.rs"]
 mod keepers;
+#[path = "store_contract/kube_api.rs"]
+mod kube_api;
+#[path = "store_contract/kube_only.rs"]
+mod kube_only;
+#[path = "store_contract/kube_server.rs"]
+mod kube_server;
+#[path = "store_contract/kube_trouble.rs"]
+mod kube_trouble;
 #[path = "store_contract/members.rs"]
 mod members;
 #[path = "store_contract/place.rs"]
@@ -21,35 +34,52 @@ mod place;
 #[path = "store_contract/rotation.rs"]
 mod rotation;
 
-/// Each test once for each store.
-macro_rules! both_stores {
-    ($($test:ident)*) => {
+/// Each test once for each store: of any kind, and of those from whose pools a node takes its own subnet.
+macro_rules! stores {
+    (any: $($any:ident)*; pools: $($pools:ident)*) => {
         mod file {
-            $(#[test] fn $test() { crate::place::run(crate::place::Place::directory(), crate::contract::$test) })*
+            $(#[test] fn $any() { crate::place::run(crate::place::Place::directory(), crate::contract::$any) })*
+            $(#[test] fn $pools() { crate::place::run(crate::place::Place::directory(), crate::contract::$pools) })*
         }
         mod etcd {
-            $(#[test] fn $test() {
-                let server = crate::etcd_server::EtcdServer::shared();
-                crate::place::run(crate::place::Place::etcd(server), crate::contract::$test)
+            use crate::etcd_server::EtcdServer;
+            use crate::place::{Place, run};
+            $(#[test] fn $any() { run(Place::etcd(EtcdServer::shared()), crate::contract::$any) })*
+            $(#[test] fn $pools() { run(Place::etcd(EtcdServer::shared()), crate::contract::$pools) })*
+        }
+        mod kube {
+            use crate::kube_api::KubeApi;
+            use crate::place::{Place, run};
+            $(#[test] fn $any() { run(Place::Kube(KubeApi::double()), crate::contract::$any) })*
+        }
+        mod kube_real {
+            use crate::kube_api::KubeApi;
+            use crate::place::{Place, run};
+            $(#[test] fn $any() {
+                if let Some(server) = crate::kube_server::KubeServer::shared() {
+                    run(Place::Kube(KubeApi::real(server)), crate::contract::$any)
+                }
             })*
         }
     };
 }
 
-both_stores! {
+stores! {
+    any:
     a_lease_is_acquired_watched_and_renewed
+    a_node_whose_address_changed_keeps_its_subnet
+    ipv6_alone_works
+    changed_attributes_of_a_known_subnet_are_seen
+    a_deleted_lease_is_seen_and_noticed_by_its_owner;
+    pools:
     the_configuration_is_read
     changes_of_the_configuration_are_told
     the_same_public_address_gets_its_subnet_back
     the_previous_subnet_is_taken_again_if_it_is_free_and_fits
-    a_node_whose_address_changed_keeps_its_subnet
     twenty_nodes_get_twenty_subnets
     the_last_subnet_goes_to_one_of_two
     dual_stack_subnets_never_overlap_in_either_family
-    ipv6_alone_works
-    changed_attributes_of_a_known_subnet_are_seen
     the_last_of_many_changes_counts
-    a_deleted_lease_is_seen_and_noticed_by_its_owner
     a_reservation_stays_one
     a_lost_lease_is_noticed
     an_overwritten_lease_of_the_same_node_is_none_lost

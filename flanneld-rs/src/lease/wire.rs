@@ -53,7 +53,7 @@ pub fn parse_key(text: &str) -> Result<Subnets, Malformed> {
     }
     let mut subnets = Subnets::default();
     for part in text.split('&') {
-        let subnet = parse_subnet(part)?;
+        let subnet = parse_subnet(part, '-')?;
         let family = Family::of(subnet.ip());
         if subnets.set(family, subnet).is_some() {
             return Err(Malformed(format!("the key names two {family} subnets")));
@@ -66,9 +66,19 @@ pub fn parse_key(text: &str) -> Result<Subnets, Malformed> {
     }
 }
 
-fn parse_subnet(part: &str) -> Result<IpNetwork, Malformed> {
-    let malformed = |why: &str| Malformed(format!("{part:?} in the key is no subnet: {why}"));
-    let (address, length) = part.split_once('-').ok_or_else(|| malformed("it has no prefix length"))?;
+/// Parses a subnet as Kubernetes writes it, `10.5.52.0/24`, within the bounds of those in keys. Host bits are dropped, as Go
+/// does.
+///
+/// # Errors
+/// In words.
+pub(crate) fn parse_cidr(text: &str) -> Result<IpNetwork, Malformed> {
+    let subnet = parse_subnet(text, '/')?;
+    IpNetwork::new(subnet.network(), subnet.prefix()).map_err(|error| Malformed(error.to_string()))
+}
+
+fn parse_subnet(part: &str, separator: char) -> Result<IpNetwork, Malformed> {
+    let malformed = |why: &str| Malformed(format!("{part:?} is no subnet: {why}"));
+    let (address, length) = part.split_once(separator).ok_or_else(|| malformed("it has no prefix length"))?;
     let address: IpAddr = address.parse().map_err(|_| malformed("it has no address"))?;
     let length: u8 = length.parse().map_err(|_| malformed("its prefix length is no number"))?;
     let family = Family::of(address);
@@ -133,29 +143,46 @@ impl Announcement {
             .map_err(|error| Malformed(format!("the value is no JSON object: {error}")))?;
         let v4: Option<Ipv4Addr> = member(&object, "PublicIP")?;
         let v6: Option<Ipv6Addr> = member(&object, "PublicIPv6")?;
-        let backend_type: String = member(&object, "BackendType")?.unwrap_or_default();
-        if backend_type.len() > MAX_TYPE_BYTES {
-            return Err(Malformed(format!("BackendType has {} bytes", backend_type.len())));
-        }
-        let mut endpoints = PerFamily::default();
+        let mut announcement = Self::of_type(member(&object, "BackendType")?.unwrap_or_default())?;
         for (address, data) in [
             (v4.filter(|address| !address.is_unspecified()).map(IpAddr::V4), "BackendData"),
             (v6.filter(|address| !address.is_unspecified()).map(IpAddr::V6), "BackendV6Data"),
         ] {
             let Some(public_ip) = address else { continue };
-            if !is_unicast(public_ip) {
-                return Err(Malformed(format!("public address {public_ip} is none of a host")));
-            }
-            let data = object.get(data).map(compact).filter(|text| text != "null");
-            if let Some(data) = data.as_ref().filter(|data| data.len() > MAX_DATA_BYTES) {
-                return Err(Malformed(format!("backend data has {} bytes, more than {MAX_DATA_BYTES}", data.len())));
-            }
-            endpoints.set(Family::of(public_ip), Endpoint { public_ip, data });
+            announcement.endpoints.set(Family::of(public_ip), Endpoint::parse(public_ip, object.get(data))?);
         }
-        if endpoints.is_empty() {
+        if announcement.endpoints.is_empty() {
             return Err(Malformed("it has no public address".into()));
         }
-        Ok(Self { backend_type, endpoints })
+        Ok(announcement)
+    }
+
+    /// Without endpoints so far.
+    ///
+    /// # Errors
+    /// The type is too long for one.
+    pub(crate) fn of_type(backend_type: String) -> Result<Self, Malformed> {
+        if backend_type.len() > MAX_TYPE_BYTES {
+            return Err(Malformed(format!("the backend type has {} bytes", backend_type.len())));
+        }
+        Ok(Self { backend_type, endpoints: PerFamily::default() })
+    }
+}
+
+impl Endpoint {
+    /// As another node tells of itself.
+    ///
+    /// # Errors
+    /// The address is none of a host, or the data is too long.
+    pub(crate) fn parse(public_ip: IpAddr, data: Option<&RawValue>) -> Result<Self, Malformed> {
+        if !is_unicast(public_ip) {
+            return Err(Malformed(format!("public address {public_ip} is none of a host")));
+        }
+        let data = data.map(compact).filter(|text| text != "null");
+        match data.as_ref().filter(|data| data.len() > MAX_DATA_BYTES) {
+            Some(data) => Err(Malformed(format!("backend data has {} bytes, more than {MAX_DATA_BYTES}", data.len()))),
+            None => Ok(Self { public_ip, data }),
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a watch shows: complete lists, the newest only, and whether they are up to date.
 
-use crate::lease::{Lease, LeaseTable, Malformed, parse_key};
+use crate::family::PerFamily;
+use crate::lease::{Lease, LeaseTable, Malformed, Subnets, parse_key};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::watch;
@@ -15,8 +17,19 @@ pub struct Snapshot {
     pub leases: Option<Arc<LeaseTable>>,
     /// entries that are no leases, and why: by key
     pub skipped: Arc<BTreeMap<String, String>>,
+    /// what others have laid down about this node
+    pub given: Given,
     /// is the list up to date?
     pub contact: Contact,
+}
+
+/// What a cluster has laid down about this node, where that is not left to the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// the subnets that are to be its own
+    pub subnets: Subnets,
+    /// addresses by which others shall reach it, in place of the ones that it would choose
+    pub public: PerFamily<IpAddr>,
 }
 
 impl Snapshot {
@@ -68,6 +81,7 @@ impl Drop for LeaseWatch {
 pub(super) struct Listing {
     pub(super) leases: LeaseTable,
     pub(super) skipped: BTreeMap<String, String>,
+    pub(super) given: Given,
 }
 
 impl Listing {
@@ -79,9 +93,14 @@ impl Listing {
                 self.leases.insert(lease);
             }
             Err(malformed) => {
-                self.skipped.insert(shortened(key), malformed.0);
+                self.skip(key, malformed);
             }
         }
+    }
+
+    /// Notes an entry that is no lease.
+    pub(super) fn skip(&mut self, key: &str, malformed: Malformed) {
+        self.skipped.insert(shortened(key), malformed.0);
     }
 
     /// Takes out an entry that is gone.
@@ -130,6 +149,10 @@ impl Publisher {
                     tracing::warn!("{}: {key:?} is no lease and is left out: {why}", self.store);
                 }
                 snapshot.skipped = Arc::new(listing.skipped.clone());
+                changed = true;
+            }
+            if snapshot.given != listing.given {
+                snapshot.given = listing.given;
                 changed = true;
             }
             if snapshot.leases.as_deref() != Some(&listing.leases) {

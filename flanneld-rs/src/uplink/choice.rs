@@ -61,6 +61,13 @@ impl Choice {
         })
     }
 
+    /// The same, with public addresses that others have laid down for this node.
+    #[must_use]
+    pub fn reached_by(&self, laid_down: PerFamily<IpAddr>) -> Self {
+        let public = |family| laid_down.get(family).or(self.public.get(family)).copied();
+        Choice { public: PerFamily::from_fn(public), ..self.clone() }
+    }
+
     /// The addresses of which one is to be reached over the interface.
     pub(super) fn can_reach(&self) -> &[IpAddr] {
         &self.can_reach

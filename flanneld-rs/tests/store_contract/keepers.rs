@@ -19,10 +19,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// A keeper at work, as in a daemon of its own.
-struct Running {
-    leases: watch::Receiver<Option<Held>>,
+pub(crate) struct Running {
+    pub(crate) leases: watch::Receiver<Option<Held>>,
     health: Health,
-    task: JoinHandle<StoreError>,
+    pub(crate) task: JoinHandle<StoreError>,
     _announced: watch::Sender<Announcement>,
     _watch: Option<LeaseWatch>,
 }
@@ -34,7 +34,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(node: &Node, store: Store, config: NetworkConfig, remembered: Option<Held>) -> Self {
+    pub(crate) fn start(node: &Node, store: Store, config: NetworkConfig, remembered: Option<Held>) -> Self {
         let watch = store.watch();
         let mut running = Self::seeing(watch.receiver(), node, store, config, remembered);
         running._watch = Some(watch);
@@ -71,14 +71,14 @@ impl Running {
     }
 
     /// Waits for a lease that is published.
-    async fn until(&mut self, wanted: impl Fn(&Held) -> bool) -> Lease {
+    pub(crate) async fn until(&mut self, wanted: impl Fn(&Held) -> bool) -> Lease {
         let published = self.leases.wait_for(|held| held.as_ref().is_some_and(&wanted));
         let published = timeout(PATIENCE, published).await.ok().and_then(Result::ok).and_then(|held| held.clone());
         published.unwrap_or_else(|| panic!("no such lease; health: {:?}", self.health.ready())).lease
     }
 
     /// Waits until the health is as wanted.
-    async fn until_health(&self, wanted: impl Fn(&Result<(), String>) -> bool) {
+    pub(crate) async fn until_health(&self, wanted: impl Fn(&Result<(), String>) -> bool) {
         let reached = timeout(PATIENCE, async {
             while !wanted(&self.health.ready()) {
                 tokio::time::sleep(Duration::from_millis(10)).await;

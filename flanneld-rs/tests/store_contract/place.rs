@@ -1,9 +1,10 @@
-//! Somewhere to keep leases: a directory, or a prefix in etcd; and what an administrator or another program does to it.
+//! Somewhere to keep leases: a directory, a prefix in etcd, or nodes in Kubernetes; and what an administrator or another program does to it.
 
 use crate::etcd_server::EtcdServer;
+use crate::kube_api::KubeApi;
 use etcd_client::{Client, PutOptions};
 use flanneld_rs::family::{Family, PerFamily};
-use flanneld_rs::lease::{Announcement, Endpoint, LeaseTable};
+use flanneld_rs::lease::{Announcement, Endpoint, LeaseTable, parse_key};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::store::{
     EtcdOptions, EtcdStore, FileStore, LEASE_TTL, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want,
@@ -22,6 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) enum Place {
     File(tempfile::TempDir),
     Etcd { server: Arc<EtcdServer>, prefix: String },
+    Kube(KubeApi),
 }
 
 /// Runs a test of one thread, as the daemon is.
@@ -38,6 +40,26 @@ impl Place {
     pub(crate) fn etcd(server: Arc<EtcdServer>) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         Self::Etcd { server, prefix: format!("/test/{}/network", COUNT.fetch_add(1, Ordering::Relaxed)) }
+    }
+
+    pub(crate) fn kube(&self) -> &KubeApi {
+        let Self::Kube(api) = self else { panic!("no Kubernetes") };
+        api
+    }
+
+    /// Where the cluster gives subnets to nodes, it gives these to one; elsewhere the node takes its own.
+    pub(crate) async fn give(&self, node: &Node, pod_cidrs: &[&str]) {
+        if let Self::Kube(api) = self {
+            api.join(&node.name, pod_cidrs).await;
+        }
+    }
+
+    /// The handle of this node's daemon on the store.
+    pub(crate) fn open_as(&self, node: &Node) -> Store {
+        match self {
+            Self::Kube(api) => api.open(&node.name),
+            _ => self.open(),
+        }
     }
 
     pub(crate) fn options(&self) -> EtcdOptions {
@@ -62,6 +84,7 @@ impl Place {
         match self {
             Self::File(directory) => Store::File(FileStore::open(directory.path().join("leases"), ttl).unwrap()),
             Self::Etcd { .. } => Store::Etcd(EtcdStore::new(EtcdOptions { ttl, ..self.options() }).unwrap()),
+            Self::Kube(_) => panic!("a node is needed"),
         }
     }
 
@@ -85,6 +108,7 @@ impl Place {
             Self::Etcd { .. } => {
                 drop(self.client().await.put(self.etcd_key(key), value.as_ref(), None).await.unwrap());
             }
+            Self::Kube(_) => panic!("leases are no entries there"),
         }
     }
 
@@ -102,6 +126,7 @@ impl Place {
                 let options = PutOptions::new().with_lease(id);
                 client.put(self.etcd_key(key), value, Some(options)).await.unwrap();
             }
+            Self::Kube(_) => panic!("leases are no entries there"),
         }
     }
 
@@ -111,6 +136,10 @@ impl Place {
             Self::Etcd { .. } => {
                 let deleted = self.client().await.delete(self.etcd_key(key), None).await.unwrap();
                 assert_eq!(deleted.deleted(), 1);
+            }
+            Self::Kube(api) => {
+                let subnets = parse_key(key.strip_prefix("subnets/").unwrap()).unwrap();
+                api.leave_by(&subnets.iter().next().unwrap().1.to_string()).await;
             }
         }
     }
@@ -127,6 +156,7 @@ impl Place {
                 let kv = answer.kvs().first()?;
                 Some((kv.value_str().unwrap().to_owned(), kv.lease() == 0))
             }
+            Self::Kube(_) => panic!("leases are no entries there"),
         }
     }
 }

@@ -1,0 +1,68 @@
+//! Where the API server is and who we are to it: in a pod from its service account, else from a kubeconfig, as client-go does.
+
+use super::KubeOptions;
+use crate::store::StoreError;
+use kube::Config;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// Reads the files anew each time: certificates and tokens are replaced while we run.
+///
+/// # Errors
+/// `Invalid`, with the file or the variable that is missing.
+pub(super) async fn read(options: &KubeOptions) -> Result<Config, StoreError> {
+    let invalid = |error: String| StoreError::Invalid(error);
+    let mut config = match (&options.kubeconfig, &options.api_url) {
+        (None, None) => Config::incluster_env().map_err(|error| {
+            invalid(format!(
+                "{}: no service account of a pod is here; name a kubeconfig with --kubeconfig-file, or run in a pod",
+                chain(&error)
+            ))
+        })?,
+        // As client-go: whoever names a server and no credentials goes without.
+        (None, Some(url)) => Config::new(server(url)?),
+        (Some(path), url) => {
+            let wrong = |why: String| invalid(format!("kubeconfig {}: {why}", path.display()));
+            let file = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
+            let programs = file.auth_infos.iter().filter_map(|user| user.auth_info.as_ref());
+            if programs.into_iter().any(|user| user.exec.is_some() || user.auth_provider.is_some()) {
+                return Err(wrong(
+                    "credentials by a program (exec, auth-provider) are not supported; use a token or a \
+                                  client certificate"
+                        .into(),
+                ));
+            }
+            let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(|error| wrong(chain(&error)))?;
+            if let Some(url) = url {
+                config.cluster_url = server(url)?;
+            }
+            config
+        }
+    };
+    // What is to be tried again, and when, is decided here.
+    config.default_retry = false;
+    Ok(config)
+}
+
+fn server(url: &str) -> Result<axum::http::Uri, StoreError> {
+    let wrong = |why: String| StoreError::Invalid(format!("--kube-api-url {url}: {why}"));
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(wrong("must begin with https:// or http://".into()));
+    }
+    url.parse().map_err(|error| wrong(format!("{error}")))
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}
