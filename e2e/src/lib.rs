@@ -16,6 +16,7 @@ pub mod entry;
 pub mod etcd;
 pub mod fabric;
 pub mod faults;
+pub mod flows;
 pub mod image;
 pub mod inside;
 pub mod node;

@@ -6,6 +6,7 @@
 
 use e2e::cluster::{Backend, Cluster, Families, Settings, Store};
 use e2e::fabric::Host;
+use e2e::flows::Flows;
 use e2e::node::Node;
 use e2e::pod::Sandbox;
 use e2e::probe::{ask, ask_tcp};
@@ -18,7 +19,6 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -173,7 +173,6 @@ fn restarts_lose_no_packet() {
     }
 }
 
-/// Each question is a flow of its own, which is masqueraded by the rules of that moment or not at all.
 #[test]
 fn no_flow_leaves_unmasqueraded_while_the_daemon_restarts() {
     let work = work();
@@ -181,39 +180,19 @@ fn no_flow_leaves_unmasqueraded_while_the_daemon_restarts() {
     let outside = cluster.connect("outside").unwrap();
     outside.network.run(|| e2e::probe::serve().unwrap()).unwrap();
     let node = &mut cluster.nodes[0];
-    let pod = node.pods[0].sandbox.network().try_clone().unwrap();
-    let (world, seen) = (outside.address.into(), IpAddr::from(node.host.address));
-    ask(&pod, world, SECOND).unwrap();
-    let (asked, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        let asker = scope.spawn(|| -> e2e::Result<()> {
-            while !over.load(Ordering::Relaxed) {
-                let answer = ask(&pod, world, SECOND)?;
-                if answer.seen != seen {
-                    return Err(format!("seen as {}", answer.seen).into());
-                }
-                asked.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(())
-        });
-        let mut restarts = || -> e2e::Result<()> {
-            for crash in [false, true, false, true] {
-                if crash {
-                    node.kill_daemon()?;
-                } else {
-                    node.stop_daemon()?;
-                }
-                node.start_daemon()?;
-                node.wait_ready()?;
-            }
-            Ok(())
-        };
-        let outcome = restarts();
-        over.store(true, Ordering::Relaxed);
-        outcome.unwrap();
-        asker.join().unwrap().unwrap();
-    });
-    assert!(asked.into_inner() > 100);
+    let pod = node.pods[0].sandbox.network();
+    ask(pod, outside.address.into(), SECOND).unwrap();
+    let flows = Flows::start(pod, outside.address.into(), node.host.address.into()).unwrap();
+    for crash in [false, true, false, true] {
+        if crash {
+            node.kill_daemon().unwrap();
+        } else {
+            assert!(node.stop_daemon().unwrap().success());
+        }
+        node.start_daemon().unwrap();
+        node.wait_ready().unwrap();
+    }
+    assert!(flows.stop().unwrap() > 100);
 }
 
 /// CHECK is content with pods whose daemon is away, or was; what somebody flushed in between the next one brings back.

@@ -5,12 +5,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use e2e::cluster::{Backend, Cluster, Families, Settings, Store};
+use e2e::fabric::Host;
+use e2e::flows::Flows;
 use e2e::node::{Maker, Node};
 use e2e::probe::{ask, ask_tcp};
 use e2e::stream::{Report, Stream};
 use e2e::workdir::WorkDir;
 use e2e::{eventually, not_tested, oracle, tools};
 use serde_json::json;
+use std::net::IpAddr;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,7 +21,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(20);
 /// How long nothing may pass while a daemon that carries the packets itself is replaced: Go's runs iptables many times first.
 const OUTAGE: Duration = Duration::from_secs(15);
-const INTERVAL: Duration = Duration::from_millis(1);
+/// Half a dozen streams ask one pod, whose socket keeps some 250 questions while its process waits for its turn.
+const INTERVAL: Duration = Duration::from_millis(5);
 
 /// Whether there is a Go flanneld, and what the backend needs of the kernel for it.
 fn can_run(backend: Backend) -> bool {
@@ -87,6 +91,18 @@ fn streams(cluster: &Cluster, to: usize) -> Vec<Stream> {
     pairs.map(|(pod, target)| Stream::start(pod, target, INTERVAL).unwrap()).collect()
 }
 
+/// From the node's pod to the world outside, in each family.
+fn flows(node: &Node, outside: &Host) -> Vec<Flows> {
+    let pod = &node.pods[0];
+    let start = |address: &IpAddr| {
+        let (world, seen) = (outside.address_like(*address), node.host.address_like(*address));
+        // The outside is new: its neighbour discovery gets going in the background.
+        eventually(LIMIT, || ask(pod.sandbox.network(), world, SECOND)).unwrap();
+        Flows::start(pod.sandbox.network(), world, seen).unwrap()
+    };
+    pod.addresses.iter().map(start).collect()
+}
+
 /// What the others rely on: the subnet, and the tunnel's device with its address, where there is one that stays.
 fn identity(node: &Node, backend: Backend) -> String {
     let subnet = node.subnet_file().unwrap();
@@ -145,7 +161,11 @@ fn in_each_others_place(backend: Backend) {
     let work = WorkDir::new().unwrap();
     let mut cluster = cluster(&work, backend, &[Maker::Go, Maker::Ours, Maker::Go]);
     let before = identity(&cluster.nodes[0], backend);
+    let outside = cluster.connect("outside").unwrap();
+    outside.network.run(|| e2e::probe::serve().unwrap()).unwrap();
     let streams = streams(&cluster, 0);
+    // `uninstall`, which udp needs in between, takes masquerade away as well.
+    let flows = if backend == Backend::Udp { Vec::new() } else { flows(&cluster.nodes[0], &outside) };
     for maker in [Maker::Ours, Maker::Go, Maker::Ours] {
         let node = &mut cluster.nodes[0];
         assert!(node.stop_daemon().unwrap().success());
@@ -159,6 +179,10 @@ fn in_each_others_place(backend: Backend) {
         streams.iter().for_each(|stream| stream.wait_for_answers(50).unwrap());
     }
     judge("taken over three times", backend, streams.into_iter().map(|stream| stream.stop().unwrap()).collect());
+    // Whosever rules there are, nothing goes out to the world without masquerade, nor twice through it.
+    for flows in flows {
+        assert!(flows.stop().unwrap() > 100);
+    }
     // Those who come later find the node as it is now.
     let late = cluster.add_node().unwrap();
     late.start_daemon_of(Maker::Go).unwrap();
