@@ -111,6 +111,8 @@ deb: build deb-of-dist
 
 STAGE           := $(DIST)/deb
 DEB_COMPRESSION ?= xz
+# The files' time: the last commit's.
+SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),1767225600)
 deb-of-dist:
 	@rm -rf $(STAGE)
 	@install -D $(DIST)/flanneld-rs $(STAGE)/usr/bin/flanneld-rs
@@ -120,13 +122,15 @@ deb-of-dist:
 	@sed 's|/usr/local|/usr|' conf/flanneld-rs.service >$(STAGE)/usr/lib/systemd/system/flanneld-rs.service
 	@install -D -m 644 -t $(STAGE)/usr/lib/systemd/network conf/network/10-flanneld-rs.network conf/network/10-flanneld-rs.link
 	@install -D -m 644 -t $(STAGE)/usr/lib/NetworkManager/conf.d conf/network/10-flanneld-rs.conf
-	@install -D -m 644 -t $(STAGE)/usr/share/doc/flanneld-rs README.md conf/debian/copyright
-	@gzip -9n <CHANGELOG.md >$(STAGE)/usr/share/doc/flanneld-rs/changelog.gz
+	@install -D -m 644 -t $(STAGE)/usr/share/doc/flanneld-rs README.md CHANGELOG.md conf/debian/copyright
+	@sed "s/@VERSION@/$(VERSION)/; s/@DATE@/$$(LC_ALL=C date -uRd @$(SOURCE_DATE_EPOCH))/" conf/debian/changelog | \
+	  gzip -9n >$(STAGE)/usr/share/doc/flanneld-rs/changelog.gz
+	@install -D -m 644 conf/debian/lintian-overrides $(STAGE)/usr/share/lintian/overrides/flanneld-rs
 	@sed 's/@VERSION@/$(VERSION)/; s/@ARCHITECTURE@/$(ARCH)/' conf/debian/control >$(STAGE)/DEBIAN/control
 	@install -m 644 conf/debian/conffiles $(STAGE)/DEBIAN
 	@install -m 755 conf/debian/postinst conf/debian/prerm conf/debian/postrm $(STAGE)/DEBIAN
 	@chmod -R u=rwX,go=rX $(STAGE)
-	@SOURCE_DATE_EPOCH=0 dpkg-deb --root-owner-group -Z$(DEB_COMPRESSION) --build $(STAGE) $(DIST)/flanneld-rs_$(VERSION)_$(ARCH).deb
+	@SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) dpkg-deb --root-owner-group -Z$(DEB_COMPRESSION) --build $(STAGE) $(DIST)/flanneld-rs_$(VERSION)_$(ARCH).deb
 	@rm -rf $(STAGE)
 
 clean:

@@ -106,6 +106,27 @@ fn the_same_executables_give_the_same_package() {
     assert!(packages[0] == packages[1]);
 }
 
+/// What Debian wants of a package.
+#[test]
+fn lintian_has_no_complaints() {
+    let work = WorkDir::new().unwrap();
+    let package = package(&work.path().join("dist"));
+    match Command::new("lintian")
+        .args([
+            "--allow-root",
+            "--fail-on=error,warning",
+            "--quiet",
+            // Tests do without it.
+            "--suppress-tags=uses-no-compression-for-control-tarball,uses-no-compression-for-data-tarball",
+        ])
+        .arg(package)
+        .output()
+    {
+        Err(error) => e2e::not_tested(&format!("the Debian package by lintian: {error}")),
+        Ok(output) => assert!(output.status.success() && output.stdout.is_empty(), "{output:?}"),
+    }
+}
+
 /// systemd itself reads the unit and the drop-ins, as far as it is here.
 #[test]
 fn systemd_takes_the_unit() {
