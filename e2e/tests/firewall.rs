@@ -157,6 +157,24 @@ fn one_family_alone_is_masqueraded_if_it_is_asked_for() {
     assert!(v6.contains("masquerade fully-random") && !v6.contains("hook forward"), "{v6}");
 }
 
+#[test]
+fn what_the_kernel_lacks_for_services_is_told_until_it_has_it() {
+    let work = work();
+    let cluster = Cluster::start(&Settings::new(Backend::HostGw, Store::File), work.path(), 1, 0).unwrap();
+    let node = &cluster.nodes[0];
+    let key = "net/bridge/bridge-nf-call-iptables";
+    // Each namespace has its own.
+    let set = |value: &str| node.host.network.run(|| kernel::sysctl::set(key, value)).unwrap().unwrap();
+    for (value, told) in [("0", true), ("1", false)] {
+        set(value);
+        eventually(LIMIT, || match node.health("/readyz")? {
+            (200, body) if body.contains(&format!("{key} is 0")) == told => Ok(()),
+            (status, body) => Err(format!("{value}: {status} {body}").into()),
+        })
+        .unwrap();
+    }
+}
+
 /// Multicast goes out as it is, although it comes from an address of the pod network.
 #[test]
 fn multicast_is_not_masqueraded() {

@@ -173,6 +173,27 @@ fn sighup_has_the_daemon_look_again_and_live() {
     scene.assert_same_daemons();
 }
 
+/// A node that came too late for a subnet gets one once there are more.
+#[test]
+fn a_network_that_was_too_small_grows() {
+    tools::set_helper(env!("CARGO_BIN_EXE_e2e"));
+    let work = WorkDir::new().unwrap();
+    let network = |last: &str| json!({"Network": "10.42.0.0/16", "SubnetMin": "10.42.1.0", "SubnetMax": last});
+    let settings = Settings { network: network("10.42.1.0"), ..Settings::new(Backend::HostGw, Store::File) };
+    let mut cluster = Cluster::start(&settings, work.path(), 1, 0).unwrap();
+    cluster.add_node().unwrap().start_daemon().unwrap();
+    let late = &cluster.nodes[1];
+    eventually(LIMIT, || match late.health("/readyz")? {
+        (503, body) if body.contains("no subnet is left") => Ok(()),
+        (status, body) => Err(format!("{status} {body}").into()),
+    })
+    .unwrap();
+    let grown = Settings { network: network("10.42.9.0"), ..settings };
+    cluster.configure(&grown.net_conf().to_string()).unwrap();
+    cluster.nodes[1].wait_ready().unwrap();
+    assert_eq!(cluster.nodes[0].subnet_file().unwrap()["FLANNEL_SUBNET"], "10.42.1.1/24");
+}
+
 fn the_store_is_followed(store: Store) {
     let scene = Scene::new(Backend::HostGw, store, true);
     let stream = scene.stream();

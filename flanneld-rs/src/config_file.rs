@@ -101,7 +101,7 @@ struct Watches {
 }
 
 impl Watches {
-    /// Waits for an event that is about one of the names, or about a directory itself.
+    /// Waits for an event that is about one of the names, or about a directory itself; a while if no more come.
     async fn change(&mut self) {
         while let Some(Ok(event)) = self.events.next().await {
             let names = self.names.get(&event.wd);
@@ -109,6 +109,7 @@ impl Watches {
                 return;
             }
         }
+        sleep(POLL).await;
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::family::{Family, PerFamily};
 use ipnetwork::IpNetwork;
 use kernel::netlink::Netlink;
-use kernel::nft::{Nft, Obstacle, Packet};
+use kernel::nft::{ForwardChain, Nft, Obstacle, Packet};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -90,9 +90,9 @@ impl Lookout {
         };
         let now = (nft.generation()?, paths.iter().flat_map(of_family).collect());
         if self.seen.as_ref() != Some(&now) {
-            let mut complaints = BTreeSet::new();
+            let (mut complaints, chains) = (BTreeSet::new(), nft.forward_chains()?);
             for (network, forms) in &now.1 {
-                complaints.extend(obstacles(nft, forms)?.iter().map(|obstacle| say(obstacle, *network)));
+                complaints.extend(obstacles(nft, &chains, forms)?.iter().map(|obstacle| say(obstacle, *network)));
             }
             self.complaint = complaints.into_iter().collect::<Vec<_>>().join("; ");
             self.seen = Some(now);
@@ -112,10 +112,10 @@ fn attached_by(netlink: &mut Netlink, paths: &Paths) -> Vec<String> {
 }
 
 /// What drops a packet whichever of its forms it has.
-fn obstacles(nft: &mut Nft, forms: &[Packet]) -> kernel::Result<Vec<Obstacle>> {
+fn obstacles(nft: &mut Nft, chains: &[ForwardChain], forms: &[Packet]) -> kernel::Result<Vec<Obstacle>> {
     let mut found = Vec::new();
     for packet in forms {
-        found = nft.obstacles(packet)?;
+        found = nft.obstacles(chains, packet)?;
         if found.is_empty() {
             break;
         }

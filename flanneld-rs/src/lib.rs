@@ -17,6 +17,7 @@ pub mod lease;
 pub mod network_config;
 pub mod options;
 mod pace;
+mod prerequisites;
 pub mod reconcile;
 mod regular_file;
 pub mod reload;

@@ -9,6 +9,7 @@ use crate::forwarding::{Lookout, Paths};
 use crate::health::{Condition, Health};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
+use crate::prerequisites;
 use crate::standing::{Cause, Standing};
 use crate::uplink::{Choice, Chosen, Tables, Uplink};
 use crate::wireguard::Tunnels;
@@ -334,6 +335,7 @@ impl Reconciler {
             }
         }
         self.health.note("forwarding", unset.join("; "));
+        self.health.note("bridged packets", prerequisites::bridge_netfilter(&self.families()));
         if failures.is_empty() { Ok(()) } else { Err(summary(&failures)) }
     }
 

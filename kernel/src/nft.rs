@@ -18,7 +18,7 @@ mod text;
 
 pub use machine::Packet;
 pub use owned::Extent;
-pub use passage::{Dropper, Obstacle};
+pub use passage::{Dropper, ForwardChain, Obstacle};
 pub use set::{Element, Field, Set, Value};
 pub use table::{
     Action, Chain, ConntrackState, Family, Hook, HookKind, HookPoint, Interface, Match, Policy, Protocol, Rule, Table,

@@ -237,15 +237,19 @@ impl<'a> Machine<'a> {
                 }
             }
             "match" => return holds(xt_match(content, self.mark)),
-            "target" if text(content, 1).is_some_and(|name| name == "REJECT") => {
-                return Err(Stop::Decides(Verdict::Drop));
-            }
+            "target" => match text(content, 1).as_deref() {
+                Some("REJECT") => return Err(Stop::Decides(Verdict::Drop)),
+                Some("NFQUEUE") => return Err(Stop::Decides(Verdict::Accept)),
+                _ => {}
+            },
             "reject" => return Err(Stop::Decides(Verdict::Drop)),
             // What becomes of it is a process's decision.
             "queue" => return Err(Stop::Decides(Verdict::Accept)),
-            // They look at the packet and let the rule go on.
-            "counter" | "log" | "limit" | "quota" | "connlimit" | "last" | "objref" | "notrack" | "target" | "dup"
-            | "flow_offload" | "payload" | "ct" | "dynset" => {}
+            // It depends on other packets whether they let the rule go on.
+            "limit" | "quota" | "connlimit" => return Ok(false),
+            // These do in any case.
+            "counter" | "log" | "last" | "objref" | "notrack" | "dup" | "flow_offload" | "payload" | "ct"
+            | "dynset" => {}
             // Whatever it has loaded is not known.
             _ => {
                 self.registers = [None; REGISTERS];

@@ -55,22 +55,40 @@ impl fmt::Display for Obstacle {
     }
 }
 
+/// A base chain, of whatever table, that sees forwarded packets and may drop them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForwardChain {
+    family: Family,
+    table: String,
+    name: String,
+    /// packets that no rule decides on are dropped
+    drops: bool,
+}
+
 impl Nft {
-    /// The base chains at the hook `forward`, of whatever table, that are certain to drop `packet`. Where that depends on what
-    /// a packet alone does not tell, as the time or a list of somebody's, it counts as let through. Tables of the legacy
-    /// iptables are none of nftables, and not seen. Reads only.
-    pub fn obstacles(&mut self, packet: &Packet) -> Result<Vec<Obstacle>> {
+    /// The base chains at the hook `forward`, of all tables but those that sleep. Tables of the legacy iptables are none of
+    /// nftables, and not seen. Reads only.
+    pub fn forward_chains(&mut self) -> Result<Vec<ForwardChain>> {
+        let mut chains = Vec::new();
+        for family in [Family::Ip, Family::Ip6, Family::Inet] {
+            for chain in base_chains(&mut self.socket, family)? {
+                if !is_dormant(&mut self.socket, family, &chain.table)? {
+                    chains.push(chain);
+                }
+            }
+        }
+        Ok(chains)
+    }
+
+    /// Those of `chains` that are certain to drop `packet`. Where that depends on what a packet alone does not tell, as the time
+    /// or the number of others, it counts as let through. Reads only.
+    pub fn obstacles(&mut self, chains: &[ForwardChain], packet: &Packet) -> Result<Vec<Obstacle>> {
         let mut found = Vec::new();
-        for family in [packet.family(), Family::Inet] {
-            for (table, chain, policy) in base_chains(&mut self.socket, family)? {
-                if is_dormant(&mut self.socket, family, &table)? {
-                    continue;
-                }
-                let mut walk =
-                    Walk { socket: &mut self.socket, family, table: &table, chains: BTreeMap::new(), rules: 0 };
-                if let Some(by) = walk.from(vec![(chain.clone(), 0)], packet, policy == DROP, 0)? {
-                    found.push(Obstacle { family, table, chain, by });
-                }
+        let is_met = |chain: &&ForwardChain| [packet.family(), Family::Inet].contains(&chain.family);
+        for ForwardChain { family, table, name, drops } in chains.iter().filter(is_met) {
+            let mut walk = Walk { socket: &mut self.socket, family: *family, table, chains: BTreeMap::new(), rules: 0 };
+            if let Some(by) = walk.from(vec![(name.clone(), 0)], packet, *drops, 0)? {
+                found.push(Obstacle { family: *family, table: table.clone(), chain: name.clone(), by });
             }
         }
         Ok(found)
@@ -136,8 +154,7 @@ impl Walk<'_> {
     }
 }
 
-/// The chains that see forwarded packets and may drop them: table, name, policy.
-fn base_chains(socket: &mut Socket, family: Family) -> Result<Vec<(String, String, u32)>> {
+fn base_chains(socket: &mut Socket, family: Family) -> Result<Vec<ForwardChain>> {
     ask(
         socket,
         (GET_CHAIN, NEW_CHAIN),
@@ -146,8 +163,8 @@ fn base_chains(socket: &mut Socket, family: Family) -> Result<Vec<(String, Strin
         |found: &mut Vec<_>, payload| {
             let hook = find(payload, 4).and_then(|hook| number(hook, 1));
             if hook == Some(FORWARD) && text(payload, 7).is_some_and(|kind| kind == "filter") {
-                let name = |kind| text(payload, kind).unwrap_or_default();
-                found.push((name(1), name(3), number(payload, 5).unwrap_or(u32::MAX)));
+                let of = |kind| text(payload, kind).unwrap_or_default();
+                found.push(ForwardChain { family, table: of(1), name: of(3), drops: number(payload, 5) == Some(DROP) });
             }
         },
     )

@@ -18,7 +18,9 @@ fn packet(v6: bool) -> Packet {
 }
 
 fn obstacles(namespace: &Netns, v6: bool) -> Vec<String> {
-    let found = Nft::open_in(namespace).unwrap().obstacles(&packet(v6)).unwrap();
+    let mut nft = Nft::open_in(namespace).unwrap();
+    let chains = nft.forward_chains().unwrap();
+    let found = nft.obstacles(&chains, &packet(v6)).unwrap();
     found.iter().map(ToString::to_string).collect()
 }
 
@@ -161,6 +163,8 @@ fn rules_of_every_kind_are_followed() {
         ("ip saddr . ip daddr { 10.42.1.2 . 10.42.2.2 } accept", &[]),
         ("ip saddr . ip daddr { 10.42.1.2 . 10.42.2.3 } accept", &[policy]),
         ("counter log limit rate 5/second jump no", &[policy]),
+        ("limit rate over 5/second drop; accept", &[]),
+        ("limit rate 5/second accept", &[]),
         ("ct state vmap { new : jump yes, invalid : drop }", &[]),
         ("goto no; accept", &[policy]),
         ("jump deep; accept", &[]),

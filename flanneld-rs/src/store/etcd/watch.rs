@@ -44,20 +44,19 @@ pub(super) async fn follow(store: EtcdStore, publisher: Publisher) {
 pub(super) async fn follow_config(store: &EtcdStore, wake: watch::Sender<()>) {
     let mut retry = RETRY.0;
     loop {
-        if let Ok((mut stream, turn)) = open(store, &store.config_key(), 0).await {
+        if let Ok((mut stream, turn)) = open(store, &store.config_key(), WatchOptions::new()).await {
             retry = RETRY.0;
             wake.send_replace(());
             let mut ended = std::pin::pin!(store.connection.ended(turn));
             loop {
-                tokio::select! {
-                    Ok(Some(message)) = stream.message() => {
-                        wake.send_replace(());
-                        if message.canceled() {
-                            break;
-                        }
-                    }
+                let message = tokio::select! {
+                    message = stream.message() => message,
                     () = &mut ended => break,
-                    else => break,
+                };
+                let Ok(Some(message)) = message else { break };
+                wake.send_replace(());
+                if message.canceled() {
+                    break;
                 }
             }
         }
@@ -82,10 +81,11 @@ async fn follow_once(store: &EtcdStore, publisher: &Publisher, listed: &mut bool
         note(&mut listing, kv.key(), &prefix, Some(kv.value()));
     }
     let next = list.header().map_or(0, |header| header.revision()) + 1;
-    let (mut stream, turn) = match open(store, &prefix, next).await {
-        Ok(opened) => opened,
-        Err(error) => return End::Lost(error.to_string()),
-    };
+    let (mut stream, turn) =
+        match open(store, &prefix, WatchOptions::new().with_prefix().with_start_revision(next)).await {
+            Ok(opened) => opened,
+            Err(error) => return End::Lost(error.to_string()),
+        };
     *listed = true;
     // Only now: whoever sees this list may rely on hearing of what comes after it.
     publisher.live(&listing);
@@ -130,12 +130,11 @@ fn lost(store: &EtcdStore, error: etcd_client::Error) -> End {
     End::Lost(sort(error).error(format!("{}: watching the leases", store.connection.name())).to_string())
 }
 
-async fn open(store: &EtcdStore, prefix: &str, from: i64) -> Result<(WatchStream, usize), StoreError> {
+async fn open(store: &EtcdStore, key: &str, options: WatchOptions) -> Result<(WatchStream, usize), StoreError> {
     let (client, turn) = store.connection.client().await?;
-    let options = WatchOptions::new().with_prefix().with_start_revision(from);
     let mut watcher = client.watch_client().max_decoding_message_size(keys::MAX_ANSWER_BYTES);
-    let doing = || format!("{}: watching {prefix}", store.connection.name());
-    match tokio::time::timeout(REQUEST_PATIENCE, watcher.watch(prefix, Some(options))).await {
+    let doing = || format!("{}: watching {key}", store.connection.name());
+    match tokio::time::timeout(REQUEST_PATIENCE, watcher.watch(key, Some(options))).await {
         Ok(Ok(stream)) => Ok((stream, turn)),
         Ok(Err(error)) => {
             store.connection.give_up(turn);
