@@ -91,8 +91,7 @@ impl Checksums {
             return Some(format!("driver {driver} of {} gets those inside of tunnels wrong", way.interface));
         }
         // flannel's advice to who has these in his way (its troubleshooting page, under NAT).
-        (way.public != way.local)
-            .then(|| format!("addresses are translated on the way to {}, which may spoil them", way.public))
+        way.translated.then(|| format!("addresses are translated on the way to {}, which may spoil them", way.public))
     }
 
     /// What an operator should know: that they are not left to the underlay, and why.
@@ -129,16 +128,17 @@ mod tests {
 
     #[test]
     fn the_kernel_computes_what_the_underlay_would_spoil() {
-        let way = |driver: &str, public: &str| Way {
+        let way = |driver: &str, translated: bool| Way {
             interface: "eth0".into(),
             mtu: 1500,
             local: [192, 0, 2, 1].into(),
-            public: public.parse().unwrap(),
+            public: [203, 0, 113, 1].into(),
+            translated,
             on_link: Vec::new(),
             drivers: [driver.into(), "bonding".into()].into(),
         };
-        let (good, translated) = (way("virtio_net", "192.0.2.1"), way("virtio_net", "203.0.113.1"));
-        let vmware = way("vmxnet3", "192.0.2.1");
+        let (good, translated) = (way("virtio_net", false), way("virtio_net", true));
+        let vmware = way("vmxnet3", false);
         for (kernel, way, auto) in [
             ("6.18.0", &good, None),
             ("5.7.0", &good, None),

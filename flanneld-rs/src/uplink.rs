@@ -29,8 +29,10 @@ pub struct Way {
     pub mtu: u32,
     /// the address on it that packets leave from
     pub local: IpAddr,
-    /// the address by which other nodes reach this one: `local`, unless somebody on the way translates addresses
+    /// the address by which other nodes reach this one; usually `local`
     pub public: IpAddr,
+    /// this node has no such address: somebody on the way translates it
+    pub translated: bool,
     /// the prefixes that are reached over it without a gateway
     pub on_link: Vec<IpNetwork>,
     /// names of the drivers of the interface and of those below it, such as the cards of a bond
@@ -96,6 +98,9 @@ impl fmt::Display for Way {
         write!(out, "{} (MTU {}), address {}", self.interface, self.mtu, self.local)?;
         if self.public != self.local {
             write!(out, ", to others {}", self.public)?;
+        }
+        if self.translated {
+            out.write_str(", which somebody on the way translates")?;
         }
         Ok(())
     }

@@ -14,7 +14,15 @@ fn uplink() -> Uplink {
     let way = |text: &str| {
         let address: IpNetwork = text.parse().unwrap();
         let (local, interface) = (address.ip(), "eth0".into());
-        Some(Way { interface, mtu: 1500, local, public: local, on_link: vec![address], drivers: Default::default() })
+        Some(Way {
+            interface,
+            mtu: 1500,
+            local,
+            public: local,
+            translated: false,
+            on_link: vec![address],
+            drivers: Default::default(),
+        })
     };
     Uplink { ways: PerFamily { v4: way("192.168.0.1/24"), v6: way("2001:db8::1/64") } }
 }
@@ -110,8 +118,10 @@ fn what_a_node_announces_depends_on_its_address_only() {
 #[test]
 fn a_tunnel_leaves_from_an_address_that_the_node_has_whatever_it_announces() {
     let mut natted = uplink();
-    natted.ways.v4.as_mut().unwrap().public = "203.0.113.1".parse().unwrap();
-    natted.ways.v6.as_mut().unwrap().public = "2001:db8:ffff::1".parse().unwrap();
+    natted.ways = natted.ways.map(|family, way| {
+        let public = if family == Family::V4 { "203.0.113.1" } else { "2001:db8:ffff::1" };
+        Way { public: public.parse().unwrap(), translated: true, ..way.clone() }
+    });
     let backend = backend(r#"{"Type": "vxlan"}"#);
     let announcement = backend.announcement(&natted, &Family::ALL);
     let announced: Vec<_> = announcement.endpoints.iter().map(|(_, endpoint)| endpoint.public_ip.to_string()).collect();

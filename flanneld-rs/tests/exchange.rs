@@ -21,7 +21,15 @@ fn per_family<T: std::str::FromStr<Err: std::fmt::Debug>>(v4: &str, v6: &str) ->
 fn uplink() -> Uplink {
     let way = |address: IpNetwork| {
         let (local, interface) = (address.ip(), "eth0".into());
-        Way { interface, mtu: 1500, local, public: local, on_link: vec![address], drivers: Default::default() }
+        Way {
+            interface,
+            mtu: 1500,
+            local,
+            public: local,
+            translated: false,
+            on_link: vec![address],
+            drivers: Default::default(),
+        }
     };
     Uplink { ways: per_family("192.168.0.1/24", "2001:db8::1/64").map(|_, address| way(*address)) }
 }

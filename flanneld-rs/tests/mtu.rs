@@ -29,7 +29,15 @@ fn uplink(mtus: [u32; 2]) -> Uplink {
     let way = |family: Family, address: &IpNetwork| {
         let (local, on_link) = (address.ip(), vec![*address]);
         let mtu = if family == Family::V4 { mtus[0] } else { mtus[1] };
-        Way { interface: "eth0".into(), mtu, local, public: local, on_link, drivers: Default::default() }
+        Way {
+            interface: "eth0".into(),
+            mtu,
+            local,
+            public: local,
+            translated: false,
+            on_link,
+            drivers: Default::default(),
+        }
     };
     Uplink { ways: per_family("192.0.2.1/24", "2001:db8::1/64").map(way) }
 }

@@ -88,7 +88,7 @@ impl Node {
 fn told(chosen: &Chosen, family: Family) -> String {
     match chosen.uplink.ways.get(family) {
         Some(way) => {
-            let public = if way.public == way.local { String::new() } else { format!(" as {}", way.public) };
+            let public = if way.translated { format!(" as {}", way.public) } else { String::new() };
             format!("{} {}{public} ({})", way.interface, way.local, chosen.reasons.get(family).unwrap())
         }
         None => format!("- {}", chosen.lacking.get(family).unwrap().split(';').next().unwrap()),
@@ -215,6 +215,18 @@ fn an_address_that_is_added_moves_nobody_and_one_that_goes_moves_its_family_only
     let locals = |uplink: &Uplink| Family::ALL.map(|family| uplink.local(family).unwrap().to_string());
     assert_eq!(locals(&second), locals(&first));
     assert_eq!(locals(&node.choose(&flags, &Family::ALL, None).uplink), ["198.51.100.1", "2001:db8:2::2"]);
+
+    // A pattern that fits all of them names none in particular.
+    let pattern = ["--iface-regex=^2001:db8:2:"];
+    let matched = node.choose(&pattern, &[Family::V6], Some(&first)).uplink;
+    assert_eq!(matched.local(Family::V6), first.local(Family::V6));
+    // A link-local one is taken from him who names it.
+    node.address("eth3", "169.254.7.1/16");
+    let lacking = node.choose(&["--iface=eth3"], &[Family::V4], None).lacking.v4.unwrap();
+    assert!(lacking.starts_with("interface eth3 (--iface eth3) has no IPv4 address"), "{lacking}");
+    let named = node.choose(&["--iface=169.254.7.1"], &[Family::V4], None);
+    assert_eq!(told(&named, Family::V4), "eth3 169.254.7.1 (--iface 169.254.7.1)");
+    assert!(named.uplink.directly("169.254.9.9".parse().unwrap()).is_some());
 
     let eth2 = node.index("eth2");
     node.netlink.delete_address(eth2, "2001:db8:2::1/64".parse().unwrap()).unwrap();

@@ -22,6 +22,7 @@ fn uplink(v4: &str, v6: &str) -> Uplink {
             mtu: 1500,
             local,
             public: local,
+            translated: false,
             on_link: Vec::new(),
             drivers: Default::default(),
         })

@@ -126,14 +126,25 @@ impl Uplink {
 impl Tables {
     /// The way to which a hint leads, if it leads to an interface with an address of the family.
     fn follow(&self, hint: Hint<'_>, family: Family, public: Option<IpAddr>, kept: Option<IpAddr>) -> Option<Way> {
-        let (index, named) = self.interface(hint, family)?;
-        let link = self.candidate(index)?;
-        let named = named.or(public);
-        let local = self.local(index, family, named, kept)?;
-        let on_link = self.usable(index, family).map(|entry| entry.address).collect();
+        let link = self.candidate(self.interface(hint, family)?)?;
+        // One that was named is taken, or else one that will stay: IPv6 has its newest first, and one without a network is
+        // likely to move between machines. Of those that are as good the one that we have, then the kernel's first.
+        let rank = |entry: &&AddressEntry| {
+            let (ip, alone) = (entry.address.ip(), entry.address.prefix() == family.bits());
+            (!self.names(hint, ip), Some(ip) != public, !entry.lasting, alone, Some(ip) != kept)
+        };
+        let local = self.usable(link.index, family, hint).min_by_key(rank)?.address.ip();
         let public = public.unwrap_or(local);
-        let (interface, drivers) = (link.name.clone(), self.drivers_beneath(index));
-        Some(Way { interface, mtu: link.mtu, local, public, on_link, drivers })
+        Some(Way {
+            interface: link.name.clone(),
+            // No IP packet fills more, such as the loopback device takes.
+            mtu: link.mtu.min(u16::MAX.into()),
+            local,
+            public,
+            translated: self.addresses.iter().all(|entry| entry.address.ip() != public),
+            on_link: self.of_link(link.index, family).map(|entry| entry.address).collect(),
+            drivers: self.drivers_beneath(link.index),
+        })
     }
 
     /// An interface that may be an underlay: any but our own tunnels, whose addresses are the pod network's.
@@ -141,74 +152,64 @@ impl Tables {
         self.links.iter().find(|link| link.index == index && link.alias != kernel::LINK_ALIAS)
     }
 
-    /// The addresses of a family that packets can leave from.
-    fn usable(&self, index: u32, family: Family) -> impl Iterator<Item = &AddressEntry> {
-        let good = move |entry: &&AddressEntry| {
-            let ip = entry.address.ip();
-            entry.index == index && Family::of(ip) == family && is_global(ip) && !entry.failed
-        };
-        self.addresses.iter().filter(good)
+    /// The addresses of a family that an interface really has.
+    fn of_link(&self, index: u32, family: Family) -> impl Iterator<Item = &AddressEntry> {
+        let theirs = move |entry: &&AddressEntry| entry.index == index && Family::of(entry.address.ip()) == family;
+        self.addresses.iter().filter(theirs).filter(|entry| !entry.failed)
     }
 
-    /// The address of an interface to take: the named one if it has it, else one that will stay. Of those that are equally
-    /// good the one that we have, then the kernel's first. IPv6 has its newest first, such as one that moves between machines,
-    /// which has no prefix to it.
-    fn local(&self, index: u32, family: Family, named: Option<IpAddr>, kept: Option<IpAddr>) -> Option<IpAddr> {
-        let rank = |entry: &&AddressEntry| {
-            let (ip, alone) = (entry.address.ip(), entry.address.prefix() == family.bits());
-            (Some(ip) != named, !entry.lasting, alone, Some(ip) != kept)
-        };
-        self.usable(index, family).min_by_key(rank).map(|entry| entry.address.ip())
+    /// Those that other nodes can reach, as far as one can tell; whoever names another knows better.
+    fn usable<'a>(&'a self, index: u32, family: Family, hint: Hint<'a>) -> impl Iterator<Item = &'a AddressEntry> {
+        let is_named = move |ip| matches!(hint, Hint::Address(named) | Hint::Public(named) if named == ip);
+        self.of_link(index, family).filter(move |entry| is_global(entry.address.ip()) || is_named(entry.address.ip()))
     }
 
-    /// The interface that a hint names, and the address of the family if the hint names that as well.
-    fn interface(&self, hint: Hint<'_>, family: Family) -> Option<(u32, Option<IpAddr>)> {
-        let own = |address: IpAddr| Some(address).filter(|address| Family::of(*address) == family);
+    /// Whether a hint says this very address.
+    fn names(&self, hint: Hint<'_>, ip: IpAddr) -> bool {
         match hint {
-            Hint::Name(name) => self.links.iter().find(|link| link.name == name).map(|link| (link.index, None)),
+            Hint::Address(named) | Hint::Public(named) => named == ip,
+            Hint::Pattern(pattern) => pattern.is_match(&ip.to_string()),
+            Hint::Reach(address) => self.reaching.get(&address).is_some_and(|route| route.source == Some(ip)),
+            Hint::Name(_) | Hint::DefaultRoute(_) => false,
+        }
+    }
+
+    /// The index of the interface to which a hint leads.
+    fn interface(&self, hint: Hint<'_>, family: Family) -> Option<u32> {
+        match hint {
+            Hint::Name(name) => self.links.iter().find(|link| link.name == name).map(|link| link.index),
             Hint::Address(wanted) | Hint::Public(wanted) => {
-                let owner = self.addresses.iter().find(|entry| entry.address.ip() == wanted)?;
-                Some((owner.index, own(wanted)))
+                self.addresses.iter().find(|entry| entry.address.ip() == wanted).map(|entry| entry.index)
             }
             Hint::Pattern(pattern) => self.matching(pattern, family),
-            Hint::Reach(address) => {
-                let route = self.reaching.get(&address)?;
-                Some((route.dev?, route.source.and_then(own)))
-            }
+            Hint::Reach(address) => self.reaching.get(&address)?.dev,
             Hint::DefaultRoute(of) => {
                 let default = self.routes.iter().filter(|route| {
                     let (dst, main) = (route.dst, route.table == MAIN_TABLE && route.kind == RouteKind::Unicast);
                     main && dst.prefix() == 0 && Family::of(dst.ip()) == of && route.dev.is_some()
                 });
-                default.min_by_key(|route| route.metric.unwrap_or(0)).and_then(|route| Some((route.dev?, None)))
+                default.min_by_key(|route| route.metric.unwrap_or(0)).and_then(|route| route.dev)
             }
         }
     }
 
     /// flannel tries addresses before names. An interface that matches by an address of the other family comes last.
-    fn matching(&self, pattern: &Regex, family: Family) -> Option<(u32, Option<IpAddr>)> {
-        let indices = || self.links.iter().filter(|link| self.candidate(link.index).is_some()).map(|link| link.index);
-        let address = |index, family| {
-            let mut usable = self.usable(index, family).map(|entry| entry.address.ip());
-            usable.find(|ip| pattern.is_match(&ip.to_string()))
-        };
-        let has_address = |index: &u32| self.usable(*index, family).next().is_some();
-        let by_address = indices().find_map(|index| Some((index, Some(address(index, family)?))));
-        let by_name = || {
-            let named = self.links.iter().filter(|link| pattern.is_match(&link.name)).map(|link| link.index);
-            named.filter(|index| self.candidate(*index).is_some()).find(has_address).map(|index| (index, None))
-        };
-        let by_other = || {
-            let other = |index: &u32| Family::ALL.into_iter().any(|family| address(*index, family).is_some());
-            indices().filter(has_address).find(other).map(|index| (index, None))
-        };
-        by_address.or_else(by_name).or_else(by_other)
+    fn matching(&self, pattern: &Regex, family: Family) -> Option<u32> {
+        let usable = |link: &Link, family| self.usable(link.index, family, Hint::Pattern(pattern));
+        let matches =
+            |link: &Link, family| usable(link, family).any(|entry| pattern.is_match(&entry.address.ip().to_string()));
+        let candidates: Vec<&Link> = self.links.iter().filter(|link| self.candidate(link.index).is_some()).collect();
+        let candidates = || candidates.iter().filter(|link| usable(link, family).next().is_some());
+        let by_address = || candidates().find(|link| matches(link, family));
+        let by_name = || candidates().find(|link| pattern.is_match(&link.name));
+        let by_other = || candidates().find(|link| Family::ALL.into_iter().any(|family| matches(link, family)));
+        by_address().or_else(by_name).or_else(by_other).map(|link| link.index)
     }
 
     /// Why no hint led anywhere.
     fn complaint(&self, hints: &[Hint<'_>], family: Family) -> String {
         let without = hints.iter().find_map(|hint| {
-            let (index, _) = self.interface(*hint, family)?;
+            let index = self.interface(*hint, family)?;
             Some(format!("interface {} ({hint}) has no {family} address", self.candidate(index)?.name))
         });
         let tried = || hints.iter().map(Hint::to_string).collect::<Vec<_>>().join(", ");
@@ -220,8 +221,9 @@ impl Tables {
     fn candidates(&self) -> String {
         let mut told: Vec<String> = Vec::new();
         for link in &self.links {
-            let usable = Family::ALL.into_iter().flat_map(|family| self.usable(link.index, family));
-            let addresses: Vec<String> = usable.map(|entry| entry.address.to_string()).collect();
+            let all = Family::ALL.into_iter().flat_map(|family| self.of_link(link.index, family));
+            let global = all.filter(|entry| is_global(entry.address.ip()));
+            let addresses: Vec<String> = global.map(|entry| entry.address.to_string()).collect();
             if self.candidate(link.index).is_some() && !addresses.is_empty() {
                 told.push(format!("{} [{}]", link.name, addresses.join(" ")));
             }
