@@ -83,7 +83,7 @@ fn the_daemon_understands_its_arguments_and_its_config_map() {
         let args = texts(&container["args"]);
         let command = ["flanneld-rs".to_owned()].into_iter().chain(args.iter().cloned());
         let options = Options::parse_go_style(command).unwrap_or_else(|error| panic!("{variant}: {error}"));
-        assert_eq!(options.kube_subnet_mgr, variant != "etcd", "{variant}");
+        assert_eq!(options.kubernetes.kube_subnet_mgr, variant != "etcd", "{variant}");
         let mounts: Vec<String> =
             list(&container["volumeMounts"]).iter().map(|mount| text(&mount["mountPath"])).collect();
         let named = args.iter().filter_map(|arg| arg.split_once('=')).map(|(_, value)| value);
