@@ -56,8 +56,9 @@ bench: packages build
 	RUSTFLAGS="$(SMALL)" cargo build --locked --target $(TARGET) --profile plugin -p kernel --example attach
 	@ATTACH=$(BUILT)/$(TARGET)/plugin/examples/attach $(HARNESS) bench -- $(ARGS)
 
-# Plugins killed at every system call, at random, and in crowds, for half an hour; ARGS="--seed N --cycles 1" does again what
-# failed, and ARGS=--help tells the rest. After it, months of simulated days of nodes on a bad etcd, SIMULATION_FIRST_SEED=N
+# Plugins killed at every system call, at random, and in crowds, and daemons ended and killed under 10,000 packets a second
+# (ARGS="--restarts 20" alone), for half an hour; ARGS="--seed N --cycles 1" does again what failed, and ARGS=--help tells the
+# rest. After it, months of simulated days of nodes on a bad etcd, SIMULATION_FIRST_SEED=N
 # SIMULATION_SEEDS=1 does one again. A sample of both is in make test.
 SIMULATION_SEEDS ?= 500
 soak: packages build

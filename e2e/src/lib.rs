@@ -18,6 +18,7 @@ pub mod fabric;
 pub mod faults;
 pub mod flows;
 pub mod image;
+pub mod flood;
 pub mod inside;
 pub mod node;
 pub mod oracle;

@@ -1,5 +1,5 @@
-//! Whole clusters on the real kernel: pods reach each other without NAT, outages are survived, restarts lose nothing. Faults
-//! of a node's network are in `faults.rs`.
+//! Whole clusters on the real kernel: pods reach each other without NAT, outages are survived. Faults of a node's
+//! network are in `faults.rs`, restarts in `restarts.rs`.
 
 // A test that cannot go on has failed: unwrap says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
@@ -143,34 +143,6 @@ fn stable_picture(node: &Netns) -> e2e::Result<String> {
     let first = picture(node)?;
     std::thread::sleep(Duration::from_millis(50));
     if first == picture(node)? { Ok(first) } else { Err("still changing".into()) }
-}
-
-#[test]
-fn restarts_lose_no_packet() {
-    for backend in [Backend::Vxlan, Backend::HostGw] {
-        let work = work();
-        let mut cluster = start(&work, &Settings::new(backend, Store::File), 2, 1);
-        let (pod, target) = pair(&cluster);
-        let stream = Stream::start(pod, target, INTERVAL).unwrap();
-        let before = cluster.nodes[0].subnet_file().unwrap();
-        for number in 0..4 {
-            let node = &mut cluster.nodes[number % 2];
-            if number < 2 {
-                node.kill_daemon().unwrap();
-            } else {
-                assert!(node.stop_daemon().unwrap().success(), "SIGTERM must end the daemon with status 0");
-            }
-            // Nobody is there for a moment.
-            std::thread::sleep(Duration::from_millis(100));
-            node.start_daemon().unwrap();
-            node.wait_ready().unwrap();
-            stream.wait_for_answers(50).unwrap();
-        }
-        assert_eq!(before, cluster.nodes[0].subnet_file().unwrap(), "a restart must keep the subnet");
-        let report = stream.stop().unwrap();
-        assert!(report.sent > 400, "{report:?}");
-        assert_eq!(report.lost, 0, "{backend}: {report:?}");
-    }
 }
 
 #[test]
