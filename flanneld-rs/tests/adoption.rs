@@ -10,7 +10,7 @@ use flanneld_rs::lease::{Lease, LeaseTable};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::options::Options;
 use flanneld_rs::reconcile::{Reconciler, Source};
-use flanneld_rs::uninstall::uninstall;
+use flanneld_rs::uninstall::{Outcome, uninstall};
 use flanneld_rs::uplink::Choice;
 use kernel::VxlanLink;
 use kernel::netlink::{LinkChange, Netlink, RouteKind, VethSpec};
@@ -63,10 +63,84 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
     };
     assert!(refused(&mut netlink));
 
-    uninstall(&options).unwrap();
+    let report = uninstall(&options, false);
+    assert!(report.items.iter().all(|item| item.outcome == Outcome::Done), "{report}");
     assert!(!refused(&mut netlink));
     assert_eq!(netlink.link("flannel.1").unwrap(), None);
     assert!(!subnet_file.exists());
+}
+
+/// flannel's chains, as it makes them (iptables mode and nftables mode), and rules of others.
+const GO_RULES: [&str; 4] = [
+    "-t nat -N FLANNEL-POSTRTG",
+    "-t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG",
+    "-t filter -N FLANNEL-FWD",
+    "-t filter -A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD",
+];
+const OTHERS: [&str; 3] = [
+    "-t nat -A POSTROUTING -s 172.17.0.0/16 -m comment --comment FLANNEL-POSTRTG -j MASQUERADE",
+    "-t filter -N MINE",
+    "-t filter -A FORWARD -j MINE",
+];
+
+#[test]
+fn rules_of_a_predecessor_go_once_ours_stand() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, neighbour) = (Netns::create().unwrap(), Netns::create().unwrap());
+    node.run(|| take_over_rules(&neighbour, dir.path())).unwrap();
+}
+
+fn take_over_rules(neighbour: &Netns, dir: &Path) {
+    let mut netlink = Netlink::open().unwrap();
+    underlay(&mut netlink, neighbour);
+    for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy"] {
+        let rules = OTHERS.iter().filter(|rule| program != "ip6tables-nft" || !rule.contains("172.17"));
+        for rule in rules.chain(&GO_RULES) {
+            run("sh", &["-ec", &format!("{program} {rule}")]);
+        }
+    }
+    for (family, table) in [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")] {
+        run("nft", &["add", "table", family, table]);
+    }
+    let flags = ["flanneld-rs".into(), "--iface=eth0".into(), format!("--subnet-file={}/subnet.env", dir.display())];
+    let options = Options::parse_go_style(flags).unwrap();
+    let mut reconciler = reconciler(&options, "76:85:0d:b5:a2:9c".parse().unwrap());
+    let own = Lease {
+        subnets: PerFamily { v4: Some("10.5.1.0/24".parse().unwrap()), v6: None },
+        announcement: reconciler.announcement().unwrap(),
+    };
+    let leases = Arc::new([own.clone()].into_iter().collect::<LeaseTable>());
+
+    assert!(reconciler.pass(&own, &leases, Source::Store, false), "{:?}", reconciler.health.ready());
+    let ruleset = run("nft", &["list", "ruleset"]);
+    assert!(ruleset.contains("table ip flanneld-rs"), "{ruleset}");
+    // nft does not show the comment of somebody else's rule.
+    assert!(!ruleset.contains("FLANNEL") && !ruleset.contains("flannel-ipv"), "{ruleset}");
+    for program in ["iptables-nft-save", "iptables-legacy-save"] {
+        let saved = run(program, &[]);
+        assert!(
+            OTHERS.iter().filter_map(|rule| rule.split_once("-A ")).all(|(_, rule)| saved.contains(rule)),
+            "{saved}"
+        );
+    }
+
+    // What is not nftables' is told of, with commands that do it.
+    assert!(run("iptables-legacy-save", &[]).contains("FLANNEL-POSTRTG"));
+    let told = reconciler.health.notes();
+    let (_, commands) = told.split_once("run: ").unwrap_or_else(|| panic!("{told}"));
+    run("sh", &["-ec", commands.trim()]);
+    let saved = run("iptables-legacy-save", &[]);
+    assert!(saved.contains("172.17.0.0/16") && !saved.contains("-j FLANNEL") && !saved.contains(":FLANNEL"), "{saved}");
+}
+
+/// Runs a program in the namespace of the calling thread, and returns what it printed.
+#[allow(clippy::disallowed_methods, reason = "the product starts no process; this test needs somebody else's rules")]
+fn run(program: &str, args: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(args).output();
+    let output =
+        output.unwrap_or_else(|error| panic!("{program}: {error} (install the packages iptables and nftables)"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn underlay(netlink: &mut Netlink, neighbour: &Netns) {

@@ -9,6 +9,7 @@ mod diff;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod ip_tables;
 mod mac;
 pub mod netlink;
 pub mod netns;

@@ -7,6 +7,7 @@
 mod element;
 mod encode;
 mod expression;
+mod foreign;
 mod machine;
 mod observe;
 mod owned;
@@ -120,6 +121,11 @@ impl Nft {
         observe::generation(&mut self.socket)
     }
 
+    /// Whether there is a table of this name, whatever is in it. Reads only.
+    pub fn has_table(&mut self, family: Family, name: &str) -> Result<bool> {
+        observe::has_table(&mut self.socket, &Table { family, name: name.into(), ..Table::default() })
+    }
+
     /// Removes a table with everything in it, and says whether it was there.
     pub fn delete(&mut self, family: Family, name: &str) -> Result<bool> {
         match self.commit(vec![encode::delete_table(family, name)]) {
@@ -184,4 +190,7 @@ impl Nft {
 }
 
 #[cfg(fuzzing)]
-pub(crate) use observe::decode_as_everything;
+pub(crate) fn decode_as_everything(payload: &[u8]) {
+    observe::decode_as_everything(payload);
+    foreign::decode_as_everything(payload);
+}

@@ -51,6 +51,15 @@ pub fn exists(key: &str) -> bool {
     path_of(key).is_ok_and(|path| path.exists())
 }
 
+/// The names under `key` (see [`get`]), such as those of the devices under net/ipv4/conf; none if it does not exist.
+pub fn names(key: &str) -> Vec<String> {
+    let entries = path_of(key).ok().and_then(|path| fs::read_dir(path).ok());
+    let names = entries.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
 fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path).map(|text| text.trim_end_matches('\n').to_owned())
 }

@@ -28,13 +28,27 @@ impl Tun {
     ///
     /// EBUSY if another process holds it, or if the name is that of a device of another kind.
     pub fn open(name: &str) -> Result<Self> {
+        let tun = Self::attach(name, 0)?;
+        tun.keep()?;
+        Ok(tun)
+    }
+
+    /// As [`Tun::open`], but one that is new goes with the process until it is [kept](Tun::keep).
+    pub(crate) fn open_for_now(name: &str) -> Result<Self> {
         Self::attach(name, 0)
+    }
+
+    /// From now on the device outlives this process.
+    pub(crate) fn keep(&self) -> Result<()> {
+        control(&self.file, libc::TUNSETPERSIST, 1)
+            .map_err(|errno| Error::new(format!("making TUN device {} persistent", self.name), errno))
     }
 
     /// As [`Tun::open`], for many packets at once: each read and write has a `struct virtio_net_hdr` before the packet, TCP
     /// packets of up to 64 KiB come and go in one piece, and checksums may be left to the reader.
     pub fn open_with_offload(name: &str) -> Result<Self> {
         let tun = Self::attach(name, libc::IFF_VNET_HDR)?;
+        tun.keep()?;
         let offload = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
         control(&tun.file, libc::TUNSETOFFLOAD, offload as usize)
             .map_err(|errno| Error::new(format!("switching on the offload of TUN device {name}"), errno))?;
@@ -68,7 +82,6 @@ impl Tun {
         // away (`tun_not_capable` in drivers/net/tun.c).
         let owner = nix::unistd::geteuid().as_raw() as usize;
         control(&file, libc::TUNSETOWNER, owner).map_err(refused)?;
-        control(&file, libc::TUNSETPERSIST, 1).map_err(refused)?;
         Ok(Tun { file, name: name.to_owned() })
     }
 

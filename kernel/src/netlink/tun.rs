@@ -21,12 +21,14 @@ impl Netlink {
     pub fn create_tun(&mut self, name: &str, link: &TunLink, alias: &str) -> Result<()> {
         let held = {
             let _inside = self.enter()?;
-            Tun::open(name)?
+            // Unmarked, it would be left behind by a process that is killed now.
+            Tun::open_for_now(name)?
         };
         let size = LinkChange { mtu: Some(link.mtu), ..LinkChange::default() }.message_to(name)?;
         let mark = LinkChange { alias: Some(alias.to_owned()), ..LinkChange::default() };
         let mute = LinkChange { link_local: Some(false), ..LinkChange::default() };
         self.create(name, size, &[mark, mute], || format!("setting up TUN device {name}"))?;
+        held.keep()?;
         drop(held);
         self.switch_on(name)
     }

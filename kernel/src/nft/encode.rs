@@ -19,8 +19,10 @@ pub(super) const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 pub(super) const NEW_CHAIN: u16 = 3;
 pub(super) const GET_CHAIN: u16 = 4;
+const DELETE_CHAIN: u16 = 5;
 pub(super) const NEW_RULE: u16 = 6;
 pub(super) const GET_RULE: u16 = 7;
+const DELETE_RULE: u16 = 8;
 pub(super) const NEW_SET: u16 = 9;
 pub(super) const GET_SET: u16 = 10;
 pub(super) const NEW_ELEMENT: u16 = 12;
@@ -86,6 +88,27 @@ fn new_table(table: &Table, what: &str, flags: u16) -> Step {
 pub(super) fn delete_table(family: Family, name: &str) -> Step {
     let content = Attributes::after(&header(family)).text(1, name);
     step(format!("deleting nft table {} {name}", family.word()), DELETE_TABLE, 0, content)
+}
+
+/// The removal of one rule.
+pub(super) fn delete_rule(table: &Table, chain: &str, handle: u64) -> Step {
+    let content = chain_of(table, 2, chain).bytes(3, &handle.to_be_bytes());
+    step(format!("deleting a rule of chain {chain} of {}", describe(table)), DELETE_RULE, 0, content)
+}
+
+/// The removal of all rules of a chain.
+pub(super) fn empty_chain(table: &Table, chain: &str) -> Step {
+    step(format!("emptying chain {chain} of {}", describe(table)), DELETE_RULE, 0, chain_of(table, 2, chain))
+}
+
+/// The removal of a chain without rules.
+pub(super) fn delete_chain(table: &Table, chain: &str) -> Step {
+    step(format!("deleting chain {chain} of {}", describe(table)), DELETE_CHAIN, 0, chain_of(table, 3, chain))
+}
+
+/// What a chain, or a rule of it, is named by; the number of the attribute differs.
+fn chain_of(table: &Table, attribute: u16, chain: &str) -> Attributes {
+    Attributes::after(&header(table.family)).text(1, &table.name).text(attribute, chain)
 }
 
 /// The addition of elements to a set that exists.

@@ -53,6 +53,12 @@ pub(super) fn element(socket: &mut Socket, table: &Table, set: &str, element: &E
     })
 }
 
+/// Whether the kernel has a table of the name of `table`.
+pub(super) fn has_table(socket: &mut Socket, table: &Table) -> Result<bool> {
+    let content = Attributes::after(&header(table.family)).text(1, &table.name);
+    read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, _| *found = true)
+}
+
 fn observe_once(socket: &mut Socket, table: &Table, detail: Detail) -> Result<Option<Shape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
     let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
@@ -178,7 +184,7 @@ pub(crate) fn decode_as_everything(payload: &[u8]) {
 
 /// One question to the kernel. An object that does not exist leaves the answer empty; a chain, a set or the whole table can
 /// go while we read.
-fn read<T: Default>(
+pub(super) fn read<T: Default>(
     socket: &mut Socket,
     table: &Table,
     question: u16,

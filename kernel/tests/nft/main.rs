@@ -3,6 +3,7 @@
 
 mod drift;
 mod elements;
+mod foreign;
 mod listing;
 mod owned;
 mod passage;
