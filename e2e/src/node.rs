@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 /// The daemon's health port in the node's namespace.
@@ -85,6 +85,23 @@ impl Node {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
+    /// `flanneld-rs uninstall` with the flags of the daemon that it knows, and `args`, which leaves nothing of ours on the node
+    /// but the lease; what it printed.
+    pub fn uninstall(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(tools::flanneld()?);
+        command.arg("uninstall").args(args);
+        command.args(["--subnet-file", &self.file("run/subnet.env"), "--state-dir", &self.file("state")]);
+        for pair in self.flags.windows(2).filter(|pair| matches!(pair, [flag, _] if flag == "--cni-conf-dir")) {
+            command.args(pair);
+        }
+        let output = self.host.network.run(|| command.output())??;
+        if output.status.success() {
+            return Ok(String::from_utf8(output.stdout)?);
+        }
+        let words = [output.stdout, output.stderr].concat();
+        Err(format!("uninstall: {}\n{}", output.status, String::from_utf8_lossy(&words)).into())
+    }
+
     /// Starts our daemon without waiting for it.
     pub fn start_daemon(&mut self) -> Result<()> {
         self.start_daemon_of(Maker::Ours)
@@ -109,16 +126,6 @@ impl Node {
             .start(&self.directory.join("log"))?;
         self.daemon = Some(daemon);
         Ok(())
-    }
-
-    /// `flanneld-rs uninstall`, which leaves nothing of ours on the node but the lease.
-    pub fn uninstall(&self) -> Result<()> {
-        let mut uninstall = Program::new("uninstall", tools::flanneld()?)
-            .args(["uninstall", "--subnet-file", &self.file("run/subnet.env"), "--state-dir", &self.file("state")])
-            .network(&self.host.network)
-            .start(&self.directory.join("log"))?;
-        let status = uninstall.wait(STOP_LIMIT)?;
-        if status.success() { Ok(()) } else { Err(format!("{status}\n{}", uninstall.last_words()).into()) }
     }
 
     fn file(&self, name: &str) -> String {

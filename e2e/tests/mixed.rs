@@ -171,7 +171,7 @@ fn in_each_others_place(backend: Backend) {
         assert!(node.stop_daemon().unwrap().success());
         // The TUN device that ours keeps for its pods is none that Go flannel could take up: see README.md.
         if backend == Backend::Udp && maker == Maker::Go {
-            node.uninstall().unwrap();
+            node.uninstall(&[]).unwrap();
         }
         node.start_daemon_of(maker).unwrap();
         node.wait_ready().unwrap_or_else(|error| panic!("{maker:?}: {error}"));

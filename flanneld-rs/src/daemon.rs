@@ -8,6 +8,7 @@ use crate::family::PerFamily;
 use crate::files::Files;
 use crate::firewall::Policy;
 use crate::health::{Condition, Health};
+use crate::ip_forward::IpForward;
 use crate::keeper::Keeper;
 use crate::last_known::{self, LastKnown, Place};
 use crate::lease::{Announcement, Lease, LeaseTable};
@@ -113,6 +114,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let reconciler = Reconciler::new(config.clone(), backend, choice.clone(), policy, files, plugins, health.clone());
     let mut reconciler = reconciler.map_err(|error| error.to_string())?;
     reconciler.tunnels = tunnels;
+    reconciler.ip_forward = IpForward::recorded_in(&options.state_dir);
     let mut kernel_events = Watch::open().map_err(|error| error.to_string())?;
 
     let lease_watch = store.watch();

@@ -64,19 +64,18 @@ impl Files {
         Ok(())
     }
 
-    /// Removes what the two functions above wrote; a conflist of somebody else's stays.
-    ///
-    /// # Errors
-    /// The path and why it cannot be removed.
-    pub fn remove(&self) -> Result<(), String> {
+    /// What there is of the files that the two functions above write, the conflist first: without it no pod is started any
+    /// more. A conflist of somebody else's is not among them.
+    pub fn written(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
         if let Some(dir) = &self.conf_dir {
             let path = dir.join(CONFLIST);
             let ours = self.wanted_conflist().unwrap_or_else(|_| conflist(&self.subnet_file));
-            if fs::read_to_string(&path).is_ok_and(|present| present == ours) {
-                remove(&path)?;
-            }
+            let is_ours = fs::read_to_string(&path).is_ok_and(|present| present == ours);
+            found.extend(left_of(&path).into_iter().filter(|found| *found != path || is_ours));
         }
-        remove(&self.subnet_file)
+        found.extend(left_of(&self.subnet_file));
+        found
     }
 
     /// The given conflist to the byte, or ours. It is read anew each time: a mounted ConfigMap changes under way.
@@ -105,13 +104,32 @@ fn given(path: &Path) -> Result<String, String> {
     }
 }
 
-fn remove(path: &Path) -> Result<(), String> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("removing {}: {error}", path.display()))
-        }
-        _ => Ok(()),
-    }
+/// Where the next content of a file is written before it takes the file's place. Not a name that a runtime reads.
+pub(crate) fn draft(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.{}", file_name(path), std::process::id()))
+}
+
+/// What there is of a file that is written by way of [`draft`]s: itself, and the drafts of processes that were killed.
+pub(crate) fn left_of(path: &Path) -> Vec<PathBuf> {
+    let name = file_name(path);
+    let is_draft = |found: &str| {
+        let rest = found.strip_prefix('.').and_then(|found| found.strip_prefix(&name)?.strip_prefix('.'));
+        rest.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok());
+    let mut found: Vec<PathBuf> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|found| found == name || is_draft(found)))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The network as the container runtime reads it: named `cbr0` as flannel's, so that addresses are recorded in the same
@@ -132,11 +150,10 @@ fn conflist(subnet_file: &Path) -> String {
     format!("{conflist:#}\n")
 }
 
-/// Replaces a file in one step, so that no reader ever sees half of it. The temporary name does not end in `.conflist`:
-/// runtimes read every file that does.
+/// Replaces a file in one step, so that no reader ever sees half of it.
 fn replace(dir: &Path, path: &Path, text: &str) -> std::io::Result<()> {
     fs::create_dir_all(dir)?;
-    let temporary = dir.join(format!(".{CONFLIST}.{}", std::process::id()));
+    let temporary = draft(path);
     let mut file = fs::File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
     // The file outlives a reboot, and an empty one would leave the node without a network.

@@ -120,7 +120,8 @@ impl Health {
         if silent < STUCK { Ok(()) } else { Err(format!("the main loop has been silent for {} s\n", silent.as_secs())) }
     }
 
-    fn report(&self) -> String {
+    /// What people should know, a line each.
+    pub fn notes(&self) -> String {
         self.lock().notes.iter().map(|(what, text)| format!("{what}: {text}\n")).collect()
     }
 
@@ -141,8 +142,8 @@ impl Health {
     /// Serves /healthz and /readyz for ever.
     pub async fn serve(self, listener: TcpListener) {
         let answer = |outcome: Result<(), String>, health: &Health| match outcome {
-            Ok(()) => (StatusCode::OK, format!("ok\n{}", health.report())),
-            Err(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons + &health.report()),
+            Ok(()) => (StatusCode::OK, format!("ok\n{}", health.notes())),
+            Err(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons + &health.notes()),
         };
         let router = axum::Router::new()
             .route("/healthz", get(move |State(health): State<Health>| async move { answer(health.alive(), &health) }))

@@ -106,7 +106,7 @@ impl Place {
     /// The path and why it cannot be written.
     pub fn write(&self, last: &LastKnown) -> Result<(), String> {
         let path = self.path();
-        let draft = self.directory.join(format!(".{FILE}.{}", std::process::id()));
+        let draft = crate::files::draft(&path);
         let replace = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
             let mut out = BufWriter::new(File::create(&draft)?);
@@ -122,19 +122,9 @@ impl Place {
         })
     }
 
-    /// Removes it; the directory too when nothing else is in it.
-    ///
-    /// # Errors
-    /// The path and why it cannot be removed.
-    pub fn remove(&self) -> Result<(), String> {
-        let path = self.path();
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("removing {}: {error}", path.display())),
-            _ => {
-                fs::remove_dir(&self.directory).ok();
-                Ok(())
-            }
-        }
+    /// What there is of it on disk.
+    pub fn written(&self) -> Vec<PathBuf> {
+        crate::files::left_of(&self.path())
     }
 }
 
@@ -276,9 +266,11 @@ mod tests {
             assert_eq!(place.read(), Some(last(expires, "this")));
         }
         assert_eq!(Place { store: "etcd /another".into(), ..place.clone() }.read(), None);
-        place.remove().unwrap();
-        place.remove().unwrap();
-        assert!(!place.directory.exists());
+        // A process that was killed while it wrote.
+        let draft = place.directory.join(".last-known.json.4711");
+        fs::write(&draft, "half").unwrap();
+        fs::write(place.directory.join(".last-known.json.old"), "somebody's").unwrap();
+        assert_eq!(place.written(), [draft, place.path()]);
     }
 
     #[test]

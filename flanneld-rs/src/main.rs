@@ -1,7 +1,7 @@
 //! The node daemon's executable.
 
-use flanneld_rs::options::{Command, Options};
-use std::io::IsTerminal;
+use flanneld_rs::options::{Command, Options, Output};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     };
     log_to_stderr(options.verbosity);
     let outcome = match options.command {
-        Some(Command::Uninstall) => flanneld_rs::uninstall::uninstall(&options),
+        Some(Command::Uninstall { dry_run, output }) => uninstall(&options, dry_run, output),
         None => run(options),
     };
     match outcome {
@@ -32,6 +32,20 @@ fn run(options: Options) -> Result<(), String> {
     // Not waited for: a name server that does not answer would hold up the end by its time-out.
     runtime.shutdown_background();
     outcome
+}
+
+fn uninstall(options: &Options, dry_run: bool, output: Output) -> Result<(), String> {
+    let report = flanneld_rs::uninstall::uninstall(options, dry_run);
+    let text = match output {
+        Output::Table => report.to_string(),
+        Output::Json => serde_json::to_string_pretty(&report).map_err(|error| error.to_string())? + "\n",
+    };
+    // Whoever does not read to the end wants the node cleaned all the same.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    match report.failures() {
+        0 => Ok(()),
+        failures => Err(format!("{failures} of {} could not be undone; run it again", report.items.len())),
+    }
 }
 
 fn log_to_stderr(verbosity: u8) {

@@ -7,7 +7,7 @@ use crate::checksum::TxChecksum;
 use crate::family::Family;
 use crate::firewall::Switch;
 use clap::builder::Resettable;
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -192,8 +192,26 @@ pub struct Options {
 /// What else the executable does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Remove everything that the daemon put on this node: devices, routes, rules, files. The lease is kept.
-    Uninstall,
+    /// Give the node back as it was before the daemon: devices, routes, rules, sysctls, files. The lease is kept. Stop the
+    /// daemon first; it would put everything back.
+    Uninstall {
+        /// Only tell what would go
+        #[arg(long)]
+        dry_run: bool,
+
+        /// How to tell it
+        #[arg(long, value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+/// A way to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// for people
+    Table,
+    /// for programs
+    Json,
 }
 
 impl Options {

@@ -23,9 +23,9 @@ const CHAINS: [(&str, &str, &str); 2] = [
     ("filter", "FLANNEL-FWD", "FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD"),
 ];
 
-/// Removes them. Returns what could not be removed.
-pub(crate) fn remove_rules(nft: &mut Nft) -> Vec<kernel::Error> {
-    let mut failures = Vec::new();
+/// Removes them. Returns what stays and why, in words, and what could not be removed.
+pub(crate) fn remove_rules(nft: &mut Nft) -> (String, Vec<kernel::Error>) {
+    let (mut stays, mut failures) = (legacy().into_iter().collect::<Vec<_>>(), Vec::new());
     let mut note = |what: String, removed: kernel::Result<bool>| match removed {
         Ok(true) => tracing::info!("removed {what} of Go flannel"),
         Ok(false) => {}
@@ -34,19 +34,29 @@ pub(crate) fn remove_rules(nft: &mut Nft) -> Vec<kernel::Error> {
     for family in Family::ALL {
         let of = nft_family(family);
         note(format!("nftables table {of} {}", table(family)), nft.delete(of, table(family)));
-        for (table, chain, _) in CHAINS {
-            let removed = nft.delete_foreign_chain(of, table, chain);
-            note(format!("iptables chain {chain} ({of} {table}) and the rules that lead to it"), removed);
+        for (table, chain, rule) in CHAINS {
+            let (base, _) = rule.split_once(' ').unwrap_or_default();
+            // What pods need: an accept in our table does not overrule a drop in that one.
+            match nft.drops_by_default(of, table, base) {
+                Ok(true) if nft.has_chain(of, table, chain).unwrap_or(false) => stays.push(format!(
+                    "chain {chain} stays in table {of} {table}: it lets pods through where {base} drops all else"
+                )),
+                _ => {
+                    let removed = nft.delete_foreign_chain(of, table, chain);
+                    note(format!("iptables chain {chain} ({of} {table}) and the rules that lead to it"), removed);
+                }
+            }
         }
     }
-    failures
+    (stays.join("; "), failures)
 }
 
-/// What people have to remove themselves, with the commands; empty if there is nothing.
-pub(crate) fn remaining() -> String {
+/// What people have to remove themselves, with the commands.
+fn legacy() -> Option<String> {
     let mut commands = Vec::new();
     for (family, program) in [(ip_tables::Family::V4, "iptables-legacy"), (ip_tables::Family::V6, "ip6tables-legacy")] {
-        for (table, chain, rule) in CHAINS {
+        // The accepts in the other table do no harm, and may be what lets pods through there.
+        for (table, chain, rule) in CHAINS.into_iter().filter(|(table, ..)| *table == "nat") {
             // What cannot be read is nothing to send people after.
             if ip_tables::has_chain(family, table, chain).unwrap_or(false) {
                 let verbs = [format!("-D {rule}"), format!("-F {chain}"), format!("-X {chain}")];
@@ -54,8 +64,6 @@ pub(crate) fn remaining() -> String {
             }
         }
     }
-    if commands.is_empty() {
-        return String::new();
-    }
-    format!("rules of Go flannel are left in tables that are no part of nftables; run: {}", commands.join(" && "))
+    let commands = Some(commands.join(" && ")).filter(|commands| !commands.is_empty())?;
+    Some(format!("some are left in tables that are no part of nftables; run: {commands}"))
 }

@@ -7,8 +7,10 @@ use crate::files::Files;
 use crate::firewall::{self, Policy};
 use crate::forwarding::{Lookout, Paths};
 use crate::health::{Condition, Health};
+use crate::ip_forward::{IpForward, set_if_writable};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
+use crate::predecessor;
 use crate::prerequisites;
 use crate::standing::{Cause, Standing};
 use crate::uplink::{Choice, Chosen, Tables, Uplink};
@@ -20,17 +22,13 @@ use cni_plugin::restore::Restorer;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink};
-use kernel::nft::{self, Nft};
+use kernel::nft::Nft;
 use kernel::watch::Expected;
 use kernel::{Change, Scope, sysctl};
-use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// The tables that Go flannel's nftables mode leaves behind; two masquerade rules for one packet are one too many.
-const GO_TABLES: [(nft::Family, &str); 2] = [(nft::Family::Ip, "flannel-ipv4"), (nft::Family::Ip6, "flannel-ipv6")];
 
 /// How much a list of leases is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +55,8 @@ pub struct Reconciler {
     pub health: Health,
     /// WireGuard tunnels, where the backend has them
     pub tunnels: Option<Tunnels>,
+    /// the switch that makes this node forward packets
+    pub ip_forward: IpForward,
     host_ports: Restorer<HostPorts>,
     attachments: Restorer<Held>,
     netlink: Netlink,
@@ -99,6 +99,7 @@ impl Reconciler {
             files,
             health,
             tunnels: None,
+            ip_forward: IpForward::default(),
             host_ports: Restorer::new(host_ports),
             attachments: Restorer::new(Held::by(attachments)),
             netlink,
@@ -317,19 +318,20 @@ impl Reconciler {
         if !self.took_over {
             let ours = Family::ALL.map(|family| (firewall::nft_family(family), firewall::TABLE));
             let unwanted = ours.into_iter().filter(|(family, _)| wanted.iter().all(|table| table.family != *family));
-            for (family, name) in unwanted.chain(GO_TABLES) {
-                failures.extend(self.nft.delete(family, name).err());
+            failures.extend(unwanted.filter_map(|(family, name)| self.nft.delete(family, name).err()));
+            // Not before ours stand.
+            if failures.is_empty() {
+                let (left, errors) = predecessor::remove_rules(&mut self.nft);
+                failures.extend(errors);
+                self.health.note("rules of Go flannel", left);
+                self.took_over = failures.is_empty();
             }
-            self.took_over = failures.is_empty();
         }
-        // A node that does not forward is an island to its pods. Switched on only: others on the node may need it too.
+        // Switched on only: others on the node may need it too.
         let mut unset = Vec::new();
+        let mut failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
         for family in networks.families() {
-            let key = match family {
-                Family::V4 => "net/ipv4/ip_forward",
-                Family::V6 => "net/ipv6/conf/all/forwarding",
-            };
-            match set_if_writable(key, "1") {
+            match self.ip_forward.switch_on(family) {
                 Ok(left) => unset.extend(left),
                 Err(error) => failures.push(error),
             }
@@ -367,17 +369,6 @@ impl Reconciler {
 
     fn families(&self) -> Vec<Family> {
         self.config.networks().families().collect()
-    }
-}
-
-/// Sets a sysctl. In a container /proc/sys can only be read: nothing has failed then, for the plugins, which run outside, set
-/// what pods need; but it is told what is missing.
-fn set_if_writable(key: &str, value: &str) -> kernel::Result<Option<String>> {
-    match sysctl::set(key, value) {
-        Err(error) if error.errno == Errno::EROFS => {
-            Ok(Some(format!("{key} is not {value}, and /proc/sys is read-only here: set it on the node (sysctl.d)")))
-        }
-        outcome => outcome.map(|()| None),
     }
 }
 

@@ -102,6 +102,8 @@ fn take_over_rules(neighbour: &Netns, dir: &Path) {
     for (family, table) in [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")] {
         run("nft", &["add", "table", family, table]);
     }
+    // Where all else is dropped, flannel's accepts are what lets pods through.
+    run("ip6tables-nft", &["-P", "FORWARD", "DROP"]);
     let flags = ["flanneld-rs".into(), "--iface=eth0".into(), format!("--subnet-file={}/subnet.env", dir.display())];
     let options = Options::parse_go_style(flags).unwrap();
     let mut reconciler = reconciler(&options, "76:85:0d:b5:a2:9c".parse().unwrap());
@@ -115,7 +117,12 @@ fn take_over_rules(neighbour: &Netns, dir: &Path) {
     let ruleset = run("nft", &["list", "ruleset"]);
     assert!(ruleset.contains("table ip flanneld-rs"), "{ruleset}");
     // nft does not show the comment of somebody else's rule.
-    assert!(!ruleset.contains("FLANNEL") && !ruleset.contains("flannel-ipv"), "{ruleset}");
+    let left: Vec<&str> =
+        ruleset.lines().filter(|line| line.contains("FLANNEL") || line.contains("flannel-ipv")).collect();
+    assert!(left.len() == 2 && left.iter().all(|line| line.contains("FLANNEL-FWD")), "{ruleset}");
+    assert!(run("ip6tables-nft-save", &[]).contains("-j FLANNEL-FWD"));
+    let told = reconciler.health.notes();
+    assert!(told.contains("chain FLANNEL-FWD stays in table ip6 filter"), "{told}");
     for program in ["iptables-nft-save", "iptables-legacy-save"] {
         let saved = run(program, &[]);
         assert!(
@@ -128,9 +135,13 @@ fn take_over_rules(neighbour: &Netns, dir: &Path) {
     assert!(run("iptables-legacy-save", &[]).contains("FLANNEL-POSTRTG"));
     let told = reconciler.health.notes();
     let (_, commands) = told.split_once("run: ").unwrap_or_else(|| panic!("{told}"));
+    let (commands, _) = commands.split_once(';').unwrap_or((commands, ""));
     run("sh", &["-ec", commands.trim()]);
     let saved = run("iptables-legacy-save", &[]);
-    assert!(saved.contains("172.17.0.0/16") && !saved.contains("-j FLANNEL") && !saved.contains(":FLANNEL"), "{saved}");
+    assert!(
+        saved.contains("172.17.0.0/16") && !saved.contains("-j FLANNEL-POSTRTG") && !saved.contains(":FLANNEL-P"),
+        "{saved}"
+    );
 }
 
 /// Runs a program in the namespace of the calling thread, and returns what it printed.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Name of the file in the state directory.
 const KEY_FILE: &str = "wireguard.key";
+/// What a damaged key's name ends in.
+const DAMAGED: &str = ".damaged";
 /// Where Go flannel keeps its own, until the next reboot.
 const FLANNEL_KEY_FILE: &str = "/run/flannel/wgkey";
 /// More than a key and its line break.
@@ -42,7 +44,7 @@ impl Identity {
                 return Ok(Identity::new(key));
             }
             Content::Damaged => {
-                let aside = with_suffix(file, ".damaged");
+                let aside = with_suffix(file, DAMAGED);
                 tracing::error!(
                     "{} holds no WireGuard key; it is kept as {}, and this node gets a NEW IDENTITY",
                     file.display(),
@@ -82,16 +84,12 @@ impl Identity {
         }
     }
 
-    /// Removes the key from our own place; one that the operator has named stays.
-    ///
-    /// # Errors
-    /// The path and why it cannot be removed.
-    pub fn forget(state_dir: &Path) -> Result<(), String> {
+    /// What there is on disk of the key in our own place; one that the operator has named is his.
+    pub fn written(state_dir: &Path) -> Vec<PathBuf> {
         let file = key_file(state_dir);
-        match fs::remove_file(&file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("removing {}: {error}", file.display())),
-            _ => Ok(()),
-        }
+        let mut found = crate::files::left_of(&file);
+        found.extend(Some(with_suffix(&file, DAMAGED)).filter(|aside| aside.exists()));
+        found
     }
 }
 
@@ -123,7 +121,7 @@ fn write(path: &Path, key: &SecretKey) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("writing the WireGuard key {}: {error}", path.display());
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(failed)?;
-    let temporary = with_suffix(path, &format!(".{}", std::process::id()));
+    let temporary = crate::files::draft(path);
     let written = OpenOptions::new()
         .write(true)
         .create(true)

@@ -11,6 +11,8 @@ use nix::errno::Errno;
 
 /// NFT_JUMP and NFT_GOTO (linux/netfilter/nf_tables.h).
 const WAYS: [i32; 2] = [-3, -4];
+/// NF_DROP, as a chain's policy.
+const DROP: u32 = 0;
 /// How often others may change the table between a look at it and the transaction.
 const ATTEMPTS: usize = 8;
 
@@ -22,7 +24,7 @@ impl Nft {
     pub fn delete_foreign_chain(&mut self, family: Family, table: &str, chain: &str) -> Result<bool> {
         let table = Table { family, name: table.into(), ..Table::default() };
         for attempt in 1.. {
-            if !self.has_chain(&table, chain)? {
+            if !self.has_chain(family, &table.name, chain)? {
                 return Ok(false);
             }
             let mut steps = Vec::new();
@@ -39,9 +41,26 @@ impl Nft {
         Ok(false)
     }
 
-    fn has_chain(&mut self, table: &Table, chain: &str) -> Result<bool> {
-        let content = Attributes::after(&super::encode::header(table.family)).text(1, &table.name).text(3, chain);
-        read(&mut self.socket, table, GET_CHAIN, NEW_CHAIN, 0, content, |found, _| *found = true)
+    /// Whether somebody's base chain drops what none of its rules accepts.
+    pub fn drops_by_default(&mut self, family: Family, table: &str, chain: &str) -> Result<bool> {
+        self.read_chain(family, table, chain, |found, payload| *found = number(payload, 5) == Some(DROP))
+    }
+
+    /// Whether somebody's table has a chain called `chain`.
+    pub fn has_chain(&mut self, family: Family, table: &str, chain: &str) -> Result<bool> {
+        self.read_chain(family, table, chain, |found, _| *found = true)
+    }
+
+    fn read_chain(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        each: impl FnMut(&mut bool, &[u8]),
+    ) -> Result<bool> {
+        let table = Table { family, name: table.into(), ..Table::default() };
+        let content = Attributes::after(&super::encode::header(family)).text(1, &table.name).text(3, chain);
+        read(&mut self.socket, &table, GET_CHAIN, NEW_CHAIN, 0, content, each)
     }
 
     /// Chain and handle of each rule that leads to `chain`.
