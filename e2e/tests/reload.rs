@@ -195,10 +195,21 @@ fn a_network_that_was_too_small_grows() {
 }
 
 fn the_store_is_followed(store: Store) {
-    let scene = Scene::new(Backend::HostGw, store, true);
+    let mut scene = Scene::new(Backend::HostGw, store, true);
     let stream = scene.stream();
     scene.is_refused(&scene.with(json!({"Backend": {"Type": "vxlan"}})), "Backend.Type: host-gw to vxlan");
     scene.is_refused("nonsense", "lease store");
+    // Who starts with nonsense goes on with what the last life had.
+    let node = &mut scene.cluster.nodes[0];
+    node.kill_daemon().unwrap();
+    node.start_daemon().unwrap();
+    node.wait_ready().unwrap();
+    eventually(LIMIT, || match node.health("/readyz")? {
+        (200, body) if body.contains("not taken over") => Ok(()),
+        (status, body) => Err(format!("{status} {body}").into()),
+    })
+    .unwrap();
+    scene.daemons = scene.cluster.nodes.iter().map(|node| node.daemon_pid()).collect();
     let grown = scene.with(json!({"Network": "10.32.0.0/12", "NonMasqueradeCIDRs": ["198.51.100.0/24"]}));
     scene.is_taken(&grown, |node| {
         rules_contain(node, "elements = { 198.51.100.0/24 }")?;

@@ -10,16 +10,16 @@ use crate::firewall::Policy;
 use crate::health::{Condition, Health};
 use crate::ip_forward::IpForward;
 use crate::keeper::Keeper;
-use crate::last_known::{self, LastKnown, Place};
+use crate::last_known::{self, Place};
 use crate::lease::{Announcement, Lease, LeaseTable};
 use crate::network_config::{self, NetworkConfig};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
-use crate::reload::{self, Configuration, Reload};
+use crate::reload::{self, Reload};
 use crate::store::{
     Contact, EtcdOptions, EtcdStore, FileStore, KubeOptions, KubeStore, LEASE_TTL, LeaseStore, Password, SILENCE,
-    Snapshot, Store, StoreError, User,
+    Snapshot, Store, User,
 };
 use crate::uplink::Choice;
 use crate::wireguard::{Identity, Tunnels};
@@ -84,7 +84,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         Some(path) => reload::Source::File(ConfigFile::at(path)),
         None => reload::Source::Store(store.clone()),
     };
-    let at_start = network_config(&source, last.as_ref(), &health).await?;
+    let at_start = source.at_start(last.as_ref(), &health).await?;
     let config = Arc::new(at_start.config.clone());
     let (mut reload, config_reader) = Reload::new(source, at_start, health.clone());
     let remembered = last.as_ref().and_then(|last| last.still_held(SystemTime::now()));
@@ -331,9 +331,9 @@ fn store(options: &Options) -> Result<Store, String> {
 }
 
 fn read_config(path: &Path) -> Result<NetworkConfig, String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("reading the network configuration {}: {error}", path.display()))?;
-    NetworkConfig::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
+    let file = ConfigFile::at(path);
+    let text = file.read_now().map_err(|error| error.to_string())?;
+    NetworkConfig::parse(&text).map_err(|error| format!("{error} (in {file})"))
 }
 
 /// Where the daemon keeps what it knows of its store.
@@ -346,31 +346,6 @@ pub(crate) fn memory(options: &Options) -> Place {
         None => format!("etcd {}", options.etcd_prefix),
     };
     Place { directory: options.state_dir.clone(), store }
-}
-
-/// The network configuration, from the store as soon as it is there; while that does not answer or refuses to, the one of the
-/// last start.
-async fn network_config(
-    source: &reload::Source,
-    last: Option<&LastKnown>,
-    health: &Health,
-) -> Result<Configuration, String> {
-    loop {
-        let error = match source.read().await {
-            Ok(configuration) => return Ok(configuration),
-            Err(error) => error,
-        };
-        let reload::Source::Store(_) = source else { return Err(error.to_string()) };
-        let known = last.and_then(|last| last.config.clone());
-        if let Some((config, text)) = known.and_then(|text| Some((NetworkConfig::parse(&text).ok()?, text))) {
-            tracing::warn!("{error}; going on with the network configuration of the last start");
-            return Ok(Configuration { config, text: Some(text) });
-        }
-        let StoreError::Unavailable(reason) = error else { return Err(error.to_string()) };
-        health.set(Condition::Lease, Err(format!("waiting for the network configuration: {reason}")));
-        health.beat();
-        sleep(RETRY).await;
-    }
 }
 
 /// Runs the command that comes before the lease, until it succeeds.

@@ -2,7 +2,8 @@
 //! it; what it says decides. What cannot change, or makes no sense, leaves everything as it is, and is told.
 
 use crate::config_file::ConfigFile;
-use crate::health::Health;
+use crate::health::{Condition, Health};
+use crate::last_known::LastKnown;
 use crate::lease::Lease;
 use crate::network_config::NetworkConfig;
 use crate::store::{LeaseStore, Store, StoreError};
@@ -16,6 +17,8 @@ use tokio::time::sleep;
 const SETTLE: Duration = Duration::from_millis(100);
 /// Until the next look after one that found nothing to read.
 const RETRY: Duration = Duration::from_secs(5);
+/// The same at the start, when pods wait for it.
+const START_RETRY: Duration = Duration::from_secs(1);
 /// What people are told under.
 const NOTE: &str = "network configuration";
 
@@ -54,6 +57,30 @@ impl Source {
         let parsed = NetworkConfig::parse(&text);
         let config = parsed.map_err(|error| StoreError::Invalid(format!("{error} (in {})", place())))?;
         Ok(Configuration { config, text: is_stored.then_some(text) })
+    }
+
+    /// The configuration at the start of the daemon: from the store as soon as it is there; while that does not answer or
+    /// refuses to, or holds none that makes sense, the one of the last start.
+    ///
+    /// # Errors
+    /// What waiting does not mend, in one line.
+    pub async fn at_start(&self, last: Option<&LastKnown>, health: &Health) -> Result<Configuration, String> {
+        loop {
+            let error = match self.read().await {
+                Ok(configuration) => return Ok(configuration),
+                Err(error) => error,
+            };
+            let Source::Store(_) = self else { return Err(error.to_string()) };
+            let known = last.and_then(|last| last.config.clone());
+            if let Some((config, text)) = known.and_then(|text| Some((NetworkConfig::parse(&text).ok()?, text))) {
+                tracing::warn!("{error}; going on with the {NOTE} of the last start");
+                return Ok(Configuration { config, text: Some(text) });
+            }
+            let StoreError::Unavailable(reason) = error else { return Err(error.to_string()) };
+            health.set(Condition::Lease, Err(format!("waiting for the {NOTE}: {reason}")));
+            health.beat();
+            sleep(START_RETRY).await;
+        }
     }
 
     async fn follow(&self, wake: watch::Sender<()>) {
