@@ -1,6 +1,7 @@
 //! A whole cluster: a fabric, a lease store, nodes.
 
 use crate::Result;
+use crate::api_server::ApiServer;
 use crate::etcd::Etcd;
 use crate::fabric::{Fabric, GATEWAY, Host};
 use crate::node::Node;
@@ -8,11 +9,15 @@ use crate::pod::Pod;
 use serde_json::{Value, json};
 use std::fmt;
 use std::fs;
+use std::net::{SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Under which the cluster's keys in etcd are: flannel's default.
 pub const ETCD_PREFIX: &str = "/coreos.com/network";
+
+/// Where the API server is reached, on the switch.
+const API: SocketAddrV4 = SocketAddrV4::new(GATEWAY, 6443);
 
 /// How packets travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub enum Store {
     File,
     /// a real etcd
     Etcd,
+    /// Kubernetes: an API server in memory
+    Kube,
 }
 
 impl FromStr for Backend {
@@ -68,7 +75,8 @@ impl FromStr for Store {
         match text {
             "file" => Ok(Store::File),
             "etcd" => Ok(Store::Etcd),
-            _ => Err(format!("unknown store {text:?}: file or etcd")),
+            "kube" => Ok(Store::Kube),
+            _ => Err(format!("unknown store {text:?}: file, etcd or kube")),
         }
     }
 }
@@ -78,6 +86,7 @@ impl fmt::Display for Store {
         f.write_str(match self {
             Store::File => "file",
             Store::Etcd => "etcd",
+            Store::Kube => "kube",
         })
     }
 }
@@ -94,6 +103,25 @@ pub enum Families {
 }
 
 impl Families {
+    /// The families of a network configuration.
+    fn of(network: &Value) -> Self {
+        match (network["EnableIPv4"] == false, network["EnableIPv6"] == true) {
+            (true, _) => Families::V6,
+            (false, true) => Families::Dual,
+            (false, false) => Families::V4,
+        }
+    }
+
+    /// What a cluster gives to its node of this number.
+    pub fn pod_cidrs(self, number: usize) -> Vec<String> {
+        let (v4, v6) = (format!("10.42.{number}.0/24"), format!("fd42:0:0:{number:x}::/64"));
+        match self {
+            Families::V4 => vec![v4],
+            Families::V6 => vec![v6],
+            Families::Dual => vec![v4, v6],
+        }
+    }
+
     /// The members of flannel's network configuration for 10.42.0.0/16 in /24 and fd42::/48 in /64 subnets.
     fn network(self) -> Value {
         match self {
@@ -163,11 +191,14 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// the etcd that keeps the leases, if that is the store
     pub etcd: Option<Etcd>,
+    /// the API server that has the nodes, if that is the store
+    pub api: Option<ApiServer>,
     fabric: Fabric,
     directory: PathBuf,
     /// where the network configuration is: a file, or else etcd
     config: Option<PathBuf>,
     flags: Vec<String>,
+    families: Families,
     /// hosts connected so far, nodes or not
     hosts: u8,
 }
@@ -177,7 +208,7 @@ impl Cluster {
     pub fn new(settings: &Settings, directory: &Path) -> Result<Self> {
         let fabric = Fabric::new()?;
         let net_conf = settings.net_conf().to_string();
-        let mut flags = Vec::new();
+        let (mut flags, mut api) = (Vec::new(), None);
         let (etcd, config) = match settings.store {
             Store::File => {
                 let store = directory.join("store");
@@ -196,12 +227,35 @@ impl Cluster {
                 flags.extend(["--etcd-endpoints".into(), etcd.endpoint()]);
                 (Some(etcd), None)
             }
+            Store::Kube => {
+                let config = directory.join("net-conf.json");
+                flags.extend(["--kube-subnet-mgr".into(), "--net-config-path".into(), config.display().to_string()]);
+                flags.push(format!("--kube-api-url=http://{API}"));
+                api = Some(ApiServer::new());
+                (None, Some(config))
+            }
         };
         flags.extend(settings.flags.iter().cloned());
         let directory = directory.into();
-        let cluster = Cluster { nodes: Vec::new(), etcd, fabric, directory, config, flags, hosts: 0 };
+        let families = Families::of(&settings.network);
+        let cluster = Cluster { nodes: Vec::new(), etcd, api, fabric, directory, config, flags, families, hosts: 0 };
         cluster.configure(&net_conf)?;
+        if cluster.api.is_some() {
+            cluster.resume_api()?;
+        }
         Ok(cluster)
+    }
+
+    /// Makes the API server reachable (again).
+    pub fn resume_api(&self) -> Result<()> {
+        let listener = self.fabric.network().run(|| TcpListener::bind(API))??;
+        self.api()?.serve(listener)?;
+        Ok(())
+    }
+
+    /// The API server.
+    pub fn api(&self) -> Result<&ApiServer> {
+        self.api.as_ref().ok_or_else(|| "there is no API server".into())
     }
 
     /// Exchanges the network configuration, as an editor does or `etcdctl put`.
@@ -234,8 +288,13 @@ impl Cluster {
 
     /// Connects another node; its daemon is not started.
     pub fn add_node(&mut self) -> Result<&mut Node> {
-        let name = format!("node{}", self.nodes.len() + 1);
+        let number = self.nodes.len() + 1;
+        let name = format!("node{number}");
         let host = self.connect(&name)?;
+        if let Some(api) = &self.api {
+            let cidrs = self.families.pod_cidrs(number);
+            api.put_node(&name, &cidrs.iter().map(String::as_str).collect::<Vec<_>>());
+        }
         let node = Node::new(host, &self.directory.join(&name), &self.flags)?;
         self.nodes.push(node);
         self.nodes.last_mut().ok_or_else(|| "no node".into())

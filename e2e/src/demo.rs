@@ -31,7 +31,7 @@ pub struct Wishes {
     /// How packets travel between nodes: vxlan, host-gw or udp
     #[arg(long, env = "BACKEND", default_value = "vxlan")]
     pub backend: Backend,
-    /// Where leases are kept: file or etcd
+    /// Where leases are kept: file, etcd or kube
     #[arg(long, env = "STORE", default_value = "file")]
     pub store: Store,
     /// Leave the cluster running until Ctrl-C, and say how to look into it

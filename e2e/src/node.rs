@@ -122,6 +122,7 @@ impl Node {
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)
             .env("WIREGUARD_KEY_FILE", self.file("wireguard.key"))
+            .env("NODE_NAME", &self.host.name)
             .network(&self.host.network)
             .start(&self.directory.join("log"))?;
         self.daemon = Some(daemon);

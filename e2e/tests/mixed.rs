@@ -1,4 +1,4 @@
-//! Nodes of Go flannel and of ours in one cluster, on one etcd: they reach each other, restart, and take each other's place on
+//! Nodes of Go flannel and of ours in one cluster, on one etcd or one API server: they reach each other, restart, and take each other's place on
 //! a node. The Go one is `$GO_FLANNELD`, else `flanneld` in `$PATH`; without it nothing is tested here, and that is said.
 
 // A test that cannot go on has failed: unwrap says where.
@@ -39,16 +39,16 @@ fn can_run(backend: Backend) -> bool {
 }
 
 /// Dual stack where Go flannel has it. It makes rules with iptables, or with nft where it is told so: one of either.
-fn settings(backend: Backend) -> Settings {
+fn settings(backend: Backend, store: Store) -> Settings {
     let families = if backend == Backend::Udp { Families::V4 } else { Families::Dual };
-    let mut settings = Settings::new(backend, Store::Etcd).with(families);
+    let mut settings = Settings::new(backend, store).with(families);
     settings.network["EnableNFTables"] = json!(backend == Backend::HostGw);
     settings
 }
 
 /// Nodes that come one after another, so that each is seen both in a first list and as news; each with a pod.
-fn cluster(work: &WorkDir, backend: Backend, makers: &[Maker]) -> Cluster {
-    let mut cluster = Cluster::new(&settings(backend), work.path()).unwrap();
+fn cluster(work: &WorkDir, backend: Backend, store: Store, makers: &[Maker]) -> Cluster {
+    let mut cluster = Cluster::new(&settings(backend, store), work.path()).unwrap();
     for maker in makers {
         let node = cluster.add_node().unwrap();
         node.start_daemon_of(*maker).unwrap();
@@ -115,6 +115,12 @@ fn identity(node: &Node, backend: Backend) -> String {
     format!("{:?} {:?} {devices:?}", subnet.get("FLANNEL_SUBNET"), subnet.get("FLANNEL_IPV6_SUBNET"))
 }
 
+/// What the first node says of itself in Kubernetes.
+fn annotations(cluster: &Cluster) -> Option<serde_json::Value> {
+    let node = cluster.api.as_ref()?.node("node1")?;
+    Some(node["metadata"]["annotations"].clone())
+}
+
 fn judge(what: &str, backend: Backend, reports: Vec<Report>) {
     for report in reports {
         println!("{backend}, {what}: {report:?}");
@@ -126,12 +132,12 @@ fn judge(what: &str, backend: Backend, reports: Vec<Report>) {
     }
 }
 
-fn side_by_side(backend: Backend) {
+fn side_by_side(backend: Backend, store: Store) {
     if !can_run(backend) {
         return;
     }
     let work = WorkDir::new().unwrap();
-    let mut cluster = cluster(&work, backend, &[Maker::Ours, Maker::Go, Maker::Go, Maker::Ours]);
+    let mut cluster = cluster(&work, backend, store, &[Maker::Ours, Maker::Go, Maker::Go, Maker::Ours]);
     everybody_reaches_everybody(&cluster);
     for (number, maker) in [(0, Maker::Ours), (1, Maker::Go)] {
         let before = identity(&cluster.nodes[number], backend);
@@ -154,15 +160,16 @@ fn side_by_side(backend: Backend) {
     everybody_reaches_everybody(&cluster);
 }
 
-fn in_each_others_place(backend: Backend) {
+fn in_each_others_place(backend: Backend, store: Store) {
     if !can_run(backend) {
         return;
     }
     let work = WorkDir::new().unwrap();
-    let mut cluster = cluster(&work, backend, &[Maker::Go, Maker::Ours, Maker::Go]);
+    let mut cluster = cluster(&work, backend, store, &[Maker::Go, Maker::Ours, Maker::Go]);
     let before = identity(&cluster.nodes[0], backend);
     let outside = cluster.connect("outside").unwrap();
     outside.network.run(|| e2e::probe::serve().unwrap()).unwrap();
+    let said = annotations(&cluster);
     let streams = streams(&cluster, 0);
     // `uninstall`, which udp needs in between, takes masquerade away as well.
     let flows = if backend == Backend::Udp { Vec::new() } else { flows(&cluster.nodes[0], &outside) };
@@ -176,6 +183,7 @@ fn in_each_others_place(backend: Backend) {
         node.start_daemon_of(maker).unwrap();
         node.wait_ready().unwrap_or_else(|error| panic!("{maker:?}: {error}"));
         assert_eq!(before, identity(node, backend), "under {maker:?}");
+        assert_eq!(said, annotations(&cluster), "both say the same, to the byte");
         streams.iter().for_each(|stream| stream.wait_for_answers(50).unwrap());
     }
     judge("taken over three times", backend, streams.into_iter().map(|stream| stream.stop().unwrap()).collect());
@@ -195,40 +203,55 @@ fn in_each_others_place(backend: Backend) {
 
 #[test]
 fn vxlan_side_by_side() {
-    side_by_side(Backend::Vxlan);
+    side_by_side(Backend::Vxlan, Store::Etcd);
 }
 
 #[test]
 fn vxlan_in_each_others_place() {
-    in_each_others_place(Backend::Vxlan);
+    in_each_others_place(Backend::Vxlan, Store::Etcd);
 }
 
 #[test]
 fn host_gw_side_by_side() {
-    side_by_side(Backend::HostGw);
+    side_by_side(Backend::HostGw, Store::Etcd);
 }
 
 #[test]
 fn host_gw_in_each_others_place() {
-    in_each_others_place(Backend::HostGw);
+    in_each_others_place(Backend::HostGw, Store::Etcd);
 }
 
 #[test]
 fn udp_side_by_side() {
-    side_by_side(Backend::Udp);
+    side_by_side(Backend::Udp, Store::Etcd);
 }
 
 #[test]
 fn udp_in_each_others_place() {
-    in_each_others_place(Backend::Udp);
+    in_each_others_place(Backend::Udp, Store::Etcd);
 }
 
 #[test]
 fn wireguard_side_by_side() {
-    side_by_side(Backend::WireGuard);
+    side_by_side(Backend::WireGuard, Store::Etcd);
 }
 
 #[test]
 fn wireguard_in_each_others_place() {
-    in_each_others_place(Backend::WireGuard);
+    in_each_others_place(Backend::WireGuard, Store::Etcd);
+}
+
+#[test]
+fn vxlan_side_by_side_in_kubernetes() {
+    side_by_side(Backend::Vxlan, Store::Kube);
+}
+
+#[test]
+fn vxlan_in_each_others_place_in_kubernetes() {
+    in_each_others_place(Backend::Vxlan, Store::Kube);
+}
+
+#[test]
+fn host_gw_in_each_others_place_in_kubernetes() {
+    in_each_others_place(Backend::HostGw, Store::Kube);
 }
