@@ -221,11 +221,13 @@ impl Backend {
         }
     }
 
-    /// What an operator should know of tunnels by this way.
+    /// What an operator should know of this backend by this way.
     pub fn remark(&self, way: &Way) -> Option<String> {
         match self {
             Backend::Vxlan(vxlan) => vxlan.checksums().remark(way),
-            _ => None,
+            Backend::HostGw(_) | Backend::Extension(_) => (way.public != way.local)
+                .then(|| format!("this backend tells the others of {} all the same", way.local)),
+            Backend::Ipip(_) | Backend::Udp(_) | Backend::WireGuard(_) | Backend::Alloc => None,
         }
     }
 
