@@ -324,8 +324,8 @@ fn a_pod_with_traffic_answers_quickly(stack: &Stack) {
         })
         .collect();
     delays.sort_unstable();
-    // Of two hundred; a busy machine delays some of them all by itself.
-    assert!(delays[180] < Duration::from_millis(2), "{:?} {:?} {:?}", delays[100], delays[180], delays[198]);
+    // A queue would delay most of them; a busy machine delays some all by itself.
+    assert!(delays[100] < Duration::from_millis(2), "{:?} {:?} {:?}", delays[100], delays[180], delays[198]);
     stack.runtime.del(&stack.network, &attachment).unwrap();
 }
 

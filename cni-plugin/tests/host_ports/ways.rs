@@ -103,7 +103,8 @@ fn the_ipv6_loopback_address_refuses_at_once() {
     let start = std::time::Instant::now();
     let answer = ask_tcp(&world.node.host, "::1", 8080);
     assert!(answer.as_ref().is_err_and(|error| error.contains("refused")), "{answer:?}");
-    assert!(start.elapsed() < Duration::from_millis(500));
+    // A packet that is dropped instead is sent again after a second, and after three.
+    assert!(start.elapsed() < Duration::from_millis(900));
 }
 
 #[test]

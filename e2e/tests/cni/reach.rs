@@ -85,9 +85,10 @@ pub(crate) fn a_reused_address_answers_at_once(stack: &Stack) {
         assert_eq!(address.to_string(), "10.88.0.50");
         for (who, from) in [("the node", stack.node()), ("a pod", peer.network())] {
             let start = Instant::now();
-            ask(from, address, SECOND).unwrap_or_else(|error| panic!("{who} to pod {number}: {error}"));
+            ask(from, address, 3 * SECOND).unwrap_or_else(|error| panic!("{who} to pod {number}: {error}"));
             let time = start.elapsed();
-            assert!(time < Duration::from_millis(500), "{who} had an answer of pod {number} after {time:?}");
+            // The kernel doubts a neighbour of old only after five seconds.
+            assert!(time < 2 * SECOND, "{who} had an answer of pod {number} after {time:?}");
         }
         stack.del(&attachment);
     }
