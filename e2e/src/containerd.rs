@@ -24,6 +24,30 @@ pub struct Containerd {
     // Dropped in this order: the server before the machine that it runs on.
     process: Option<Process>,
     machine: Process,
+    _cgroups: Cgroups,
+}
+
+/// The control groups of containers, which stay when containers end with their machine.
+#[derive(Debug)]
+struct Cgroups {
+    tasks: PathBuf,
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        let _ = crate::eventually(Duration::from_secs(2), || {
+            for task in fs::read_dir(&self.tasks)? {
+                let name = task?.file_name();
+                for controller in fs::read_dir("/sys/fs/cgroup")? {
+                    let group = controller?.path().join("k8s.io").join(&name);
+                    if group.exists() {
+                        fs::remove_dir(&group)?;
+                    }
+                }
+            }
+            Ok(())
+        });
+    }
 }
 
 impl Containerd {
@@ -39,21 +63,29 @@ impl Containerd {
     /// The same on a machine as it is before somebody installs a network: with empty directories in the usual places (see
     /// [`Containerd::file`]).
     pub fn start_bare(network: &Netns, directory: &Path) -> Result<Self> {
-        Self::on_a_machine(network, directory, Path::new("/opt/cni/bin"), Path::new("/etc/cni/net.d"))
+        let (plugins, conflists) = (Path::new("/opt/cni/bin"), Path::new("/etc/cni/net.d"));
+        let containerd = Self::on_a_machine(network, directory, plugins, conflists)?;
+        for place in [plugins, conflists] {
+            fs::create_dir_all(containerd.file(place))?;
+        }
+        Ok(containerd)
     }
 
     fn on_a_machine(network: &Netns, directory: &Path, plugins: &Path, conflists: &Path) -> Result<Self> {
         let executable = tools::from_package("/usr/bin/containerd", "containerd")?;
         tools::from_package("/usr/sbin/runc", "runc")?;
+        fs::create_dir_all(directory)?;
         fs::write(directory.join("config.toml"), config(directory, plugins, conflists))?;
         let mut machine = vec!["machine"];
-        for path in ["/run", "/etc/cni", "/opt/cni", "/var/lib/cni", "/var/lib/flanneld-rs"] {
+        for path in ["/run", "/etc/cni", "/opt/cni", "/var/lib"] {
             machine.extend(["--tmpfs", path]);
         }
         machine.extend(tools::without_others(plugins));
         let machine = start_holder("machine", &machine, directory)?;
         let network = network.try_clone()?;
-        let mut containerd = Containerd { executable, network, directory: directory.into(), process: None, machine };
+        let directory = directory.to_owned();
+        let cgroups = Cgroups { tasks: directory.join("state/io.containerd.runtime.v2.task/k8s.io") };
+        let mut containerd = Containerd { executable, network, directory, process: None, machine, _cgroups: cgroups };
         containerd.resume()?;
         containerd.import(&pause::image(&containerd.directory)?)?;
         Ok(containerd)
@@ -121,9 +153,15 @@ impl Containerd {
             .start(&self.directory)
     }
 
+    /// The process whose mounts and process numbers are those of its machine.
+    pub fn machine(&self) -> u32 {
+        self.machine.pid()
+    }
+
     /// A path of the machine as we see it.
-    pub fn file(&self, path: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root{path}", self.machine.pid()))
+    pub fn file(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        PathBuf::from(format!("/proc/{}/root", self.machine.pid())).join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// The end of its log.

@@ -20,6 +20,7 @@ pub mod flood;
 pub mod flows;
 pub mod image;
 pub mod inside;
+pub mod kubernetes;
 pub mod node;
 pub mod oracle;
 pub mod pause;
