@@ -10,7 +10,7 @@ use std::net::IpAddr;
 const LONGEST_ALIAS: usize = 255;
 
 /// What the aliases of all attachments' devices begin with.
-const MARK: &str = "cni-plugin:";
+pub(crate) const MARK: &str = "cni-plugin:";
 
 /// Name of the host end of the veth pair: `veth` and 11 hexadecimal digits, 15 bytes in all (IFNAMSIZ). NetworkManager and
 /// udev leave `veth*` alone.

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use std::net::IpAddr;
 
 /// What a person reads in `ip link` of a bridge that we made.
-const BRIDGE_ALIAS: &str = "cni-plugin";
+pub(crate) const BRIDGE_ALIAS: &str = "cni-plugin";
 
 /// The bridge of the plan: made if it is not there, up, with its gateway addresses and an address that stays.
 pub(crate) fn ensure_bridge(host: &mut Netlink, plan: &BridgePlan) -> Result<Link, CniError> {

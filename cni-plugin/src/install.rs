@@ -1,6 +1,6 @@
 //! `cni-plugin install` and `uninstall`: the executable and its names in a directory of plugins.
 
-use crate::catalogue;
+use crate::{catalogue, leftovers};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -18,20 +18,28 @@ const COPIED: &str = "flannel";
 const SELF: &str = "/proc/self/exe";
 
 /// How the command is called.
-const USAGE: &str =
-    "usage: cni-plugin install --bin-dir <directory>\n       cni-plugin uninstall --bin-dir <directory>";
+const USAGE: &str = "usage: cni-plugin install --bin-dir <directory>\n       \
+     cni-plugin uninstall --bin-dir <directory> [--state-dir <directory>]";
 
 /// Carries out a command line, if it is one: without arguments we are called as a plugin.
 pub(crate) fn command(mut arguments: impl Iterator<Item = OsString>) -> Option<Result<(), String>> {
     let verb = arguments.next()?;
     let rest: Vec<OsString> = arguments.collect();
-    let directory = match rest.as_slice() {
-        [flag, directory] if flag == "--bin-dir" && !directory.is_empty() => PathBuf::from(directory),
+    let (directory, state) = match rest.as_slice() {
+        [flag, directory, rest @ ..] if flag == "--bin-dir" && !directory.is_empty() => match rest {
+            [] => (Path::new(directory), None),
+            [flag, state] if flag == "--state-dir" && !state.is_empty() => {
+                (Path::new(directory), Some(Path::new(state)))
+            }
+            _ => return Some(Err(USAGE.into())),
+        },
         _ => return Some(Err(USAGE.into())),
     };
-    Some(match verb.to_str() {
-        Some("install") => install(&directory),
-        Some("uninstall") => uninstall(&directory),
+    Some(match (verb.to_str(), state) {
+        (Some("install"), None) => install(directory),
+        // Without the plugins no pod could be removed any more.
+        (Some("uninstall"), Some(state)) => leftovers::remove(state).and_then(|()| uninstall(directory)),
+        (Some("uninstall"), None) => uninstall(directory),
         _ => Err(USAGE.into()),
     })
 }

@@ -21,6 +21,7 @@ mod gc;
 mod guard;
 pub mod host_ports;
 mod install;
+mod leftovers;
 mod loopback;
 mod masquerade;
 mod notes;

@@ -1,19 +1,22 @@
 //! `flanneld-rs uninstall` gives the node back as it was: everything that Debian's tools, /proc/sys/net and the node's
 //! directory show is compared, before the first start and after.
 
-// A test that cannot go on has failed: unwrap says where.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+// A test that cannot go on has failed: unwrap says where. The commands under test are run here.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, missing_docs)]
 
 use e2e::cluster::{Backend, Cluster, Families, Settings, Store};
 use e2e::node::Node;
+use e2e::pod::Sandbox;
+use e2e::runner::{Attachment, Network};
 use e2e::workdir::WorkDir;
 use e2e::{eventually, oracle, tools};
 use kernel::netns::Netns;
 use kernel::sysctl;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime};
 
 /// A machine that is busy with other tests takes its time.
@@ -69,7 +72,9 @@ fn sysctls(directory: &Path, picture: &mut Picture) {
 fn tree(directory: &Path, picture: &mut Picture) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
+        if let Ok(target) = fs::read_link(&path) {
+            picture.insert(path.display().to_string(), target.display().to_string());
+        } else if path.is_file() {
             picture.insert(path.display().to_string(), String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned());
         } else if !path.ends_with("log") && !path.ends_with("bin") {
             picture.insert(path.display().to_string(), "directory".into());
@@ -235,4 +240,62 @@ fn a_node_with_pods_goes_on_forwarding() {
     })
     .unwrap();
     assert_eq!(forwards(node), "0");
+}
+
+/// What the plugins keep between pods goes with them, and not before the last pod.
+#[test]
+fn the_plugins_leave_nothing_either() {
+    let work = work();
+    let mut cluster = cluster(&work, &Settings::new(Backend::Vxlan, Store::File).with(Families::Dual));
+    let node = &mut cluster.nodes[0];
+    let (state, bin) = (node.directory().join("cni"), node.directory().join("opt"));
+    let ours = json!({
+        "type": "flannel-rs",
+        "ipMasq": true,
+        "subnetFile": node.directory().join("run/subnet.env"),
+        "dataDir": state.join("networks"),
+        "capabilities": {"portMappings": true},
+    });
+    let list = json!({"cniVersion": "1.1.0", "name": "cbr0", "plugins": [ours, {"type": "firewall"}]});
+    node.network = Network::new(list).unwrap().with_state_in(&state.join("cni-plugin"));
+    fs::create_dir(&bin).unwrap();
+    // The runtime's.
+    fs::create_dir(state.join("results")).unwrap();
+    let before = picture(node);
+    let bin_dir = bin.to_str().unwrap();
+    assert!(run_plugin(node, &["install", "--bin-dir", bin_dir]).status.success());
+    node.start_daemon().unwrap();
+    node.wait_ready().unwrap();
+    let sandbox = Sandbox::start("web", &node.directory().join("log")).unwrap();
+    let ports =
+        json!({"portMappings": [{"hostPort": 8080, "containerPort": 7007, "protocol": "tcp", "hostIP": "127.0.0.1"}]});
+    let web =
+        Attachment { capabilities: ports.as_object().unwrap().clone(), ..Attachment::eth0("web", sandbox.path()) };
+    node.runtime.add(&node.network, &web).unwrap();
+    assert!(node.stop_daemon().unwrap().success());
+
+    let uninstall_all = ["uninstall", "--bin-dir", bin_dir, "--state-dir", state.to_str().unwrap()];
+    let refused = run_plugin(node, &uninstall_all);
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && complaint.contains("cbr0") && complaint.contains("web"), "{complaint}");
+    assert!(bin.join("flannel-rs").exists());
+    node.runtime.check(&node.network, &web).unwrap();
+
+    node.runtime.del(&node.network, &web).unwrap();
+    drop(sandbox);
+    // DEL leaves what outlasts its answer to a process of its own.
+    eventually(LIMIT, || match oracle::links(&node.host.network)?.iter().any(|name| name.starts_with("veth")) {
+        true => Err("the pod's device is still there".into()),
+        false => Ok(()),
+    })
+    .unwrap();
+    let removed = run_plugin(node, &uninstall_all);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    uninstall(node);
+    assert_same(&before, &picture(node), "after pods, plugins and daemon");
+}
+
+fn run_plugin(node: &Node, args: &[&str]) -> Output {
+    let plugin = tools::cni_plugin().unwrap();
+    node.host.network.run(|| Command::new(plugin).args(args).output().unwrap()).unwrap()
 }

@@ -126,6 +126,11 @@ impl Nft {
         observe::has_table(&mut self.socket, &Table { family, name: name.into(), ..Table::default() })
     }
 
+    /// The names of all tables of a family, whoever made them. Reads only.
+    pub fn table_names(&mut self, family: Family) -> Result<Vec<String>> {
+        observe::table_names(&mut self.socket, family)
+    }
+
     /// Removes a table with everything in it, and says whether it was there.
     pub fn delete(&mut self, family: Family, name: &str) -> Result<bool> {
         match self.commit(vec![encode::delete_table(family, name)]) {

@@ -59,6 +59,15 @@ pub(super) fn has_table(socket: &mut Socket, table: &Table) -> Result<bool> {
     read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, _| *found = true)
 }
 
+/// The names of all tables of a family.
+pub(super) fn table_names(socket: &mut Socket, family: Family) -> Result<Vec<String>> {
+    let any = Table { family, ..Table::default() };
+    let content = Attributes::after(&header(family));
+    read(socket, &any, GET_TABLE, NEW_TABLE, NLM_F_DUMP, content, |found: &mut Vec<_>, payload| {
+        found.extend(text(payload, 1));
+    })
+}
+
 fn observe_once(socket: &mut Socket, table: &Table, detail: Detail) -> Result<Option<Shape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
     let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
