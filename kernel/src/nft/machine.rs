@@ -140,9 +140,13 @@ impl<'a> Machine<'a> {
         self.registers = [None; REGISTERS];
         let mut certain = true;
         for (_, expression) in attributes(expressions) {
-            let name = text(expression, 1).unwrap_or_default();
+            let (name, before) = (text(expression, 1).unwrap_or_default(), self.mark);
             match self.step(&name, find(expression, 2).unwrap_or_default(), members) {
-                Ok(known) => certain &= known,
+                Ok(known) => {
+                    certain &= known;
+                    // Set or not: who knows.
+                    self.mark = self.mark.filter(|_| certain || self.mark == before);
+                }
                 Err(Stop::Fails) => return None,
                 Err(Stop::Decides(verdict)) => return Some(Ruling { verdict, certain }),
             }

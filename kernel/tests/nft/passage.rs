@@ -158,6 +158,7 @@ fn rules_of_every_kind_are_followed() {
         ("tcp flags syn accept", &[]),
         ("meta mark and 0xff == 0 accept", &[]),
         ("meta mark set 7 ; meta mark 7 accept", &[]),
+        ("limit rate 1/second meta mark set 7 ; meta mark 7 drop; accept", &[]),
         ("iifname vmap { \"cni0\" : jump yes, \"eth0\" : drop }", &[]),
         ("iifname vmap { \"eth0\" : jump yes }", &[policy]),
         ("ip saddr . ip daddr { 10.42.1.2 . 10.42.2.2 } accept", &[]),
