@@ -11,7 +11,7 @@ mod watch;
 
 use http::{Reply, Request};
 use objects::State;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -105,15 +105,22 @@ impl ApiServer {
 
     /// Puts a Node object there with these podCIDRs, in place of one that was there.
     pub fn put_node(&self, name: &str, pod_cidrs: &[&str]) {
+        self.put_annotated_node(name, pod_cidrs, &json!({}));
+    }
+
+    /// The same, with annotations.
+    pub fn put_annotated_node(&self, name: &str, pod_cidrs: &[&str], annotations: &Value) {
+        let mut node = objects::node(name, pod_cidrs);
+        node["metadata"]["annotations"] = annotations.clone();
         self.world.change(|state| {
             state.delete(name);
-            state.create(objects::node(name, pod_cidrs)).map(drop).unwrap_or_default();
+            state.create(node).map(drop).unwrap_or_default();
         });
     }
 
     /// Gives podCIDRs to a node that has none, as kube-controller-manager does.
     pub fn give(&self, name: &str, pod_cidrs: &[&str]) {
-        let patch = serde_json::json!({"spec": {"podCIDR": pod_cidrs.first(), "podCIDRs": pod_cidrs}});
+        let patch = json!({"spec": {"podCIDR": pod_cidrs.first(), "podCIDRs": pod_cidrs}});
         self.world.change(|state| state.patch(name, None, patch::Kind::Merge, &patch).map(drop).unwrap_or_default());
     }
 
@@ -124,7 +131,7 @@ impl ApiServer {
 
     /// Sets an annotation of a node.
     pub fn annotate(&self, name: &str, annotation: &str, value: &str) {
-        let patch = serde_json::json!({"metadata": {"annotations": {annotation: value}}});
+        let patch = json!({"metadata": {"annotations": {annotation: value}}});
         self.world.change(|state| state.patch(name, None, patch::Kind::Merge, &patch).map(drop).unwrap_or_default());
     }
 
@@ -132,15 +139,15 @@ impl ApiServer {
     pub fn heartbeat(&self, name: &str) {
         self.world.change(|state| {
             let beat = state.version.to_string();
-            let condition = serde_json::json!({"type": "Ready", "status": "True", "lastHeartbeatTime": beat});
-            let patch = serde_json::json!({"status": {"conditions": [condition]}});
+            let condition = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": beat});
+            let patch = json!({"status": {"conditions": [condition]}});
             state.patch(name, Some("status"), patch::Kind::Strategic, &patch).map(drop).unwrap_or_default();
         });
     }
 
     /// A Node object as it is.
     pub fn node(&self, name: &str) -> Option<Value> {
-        self.world.lock().nodes.get(name).cloned()
+        self.world.lock().nodes.get(name).map(|node| Value::clone(node))
     }
 
     /// Puts a Pod object there, on a node.
@@ -148,7 +155,7 @@ impl ApiServer {
         self.world.change(|state| {
             state.pods.insert(
                 format!("{namespace}/{name}"),
-                serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
                                    "spec": {"nodeName": node}}),
             )
         });

@@ -115,11 +115,11 @@ pub(super) struct State {
     pub(super) version: u64,
     /// what came up to here is forgotten
     pub(super) forgotten: u64,
-    pub(super) nodes: BTreeMap<String, Value>,
+    pub(super) nodes: BTreeMap<String, Arc<Value>>,
     pub(super) pods: BTreeMap<String, Value>,
     pub(super) history: VecDeque<Change>,
     /// lists that are being read by pages
-    lists: BTreeMap<u64, Vec<Value>>,
+    lists: BTreeMap<u64, Vec<Arc<Value>>>,
     pub(super) faults: Faults,
     pub(super) calls: Vec<Call>,
     pub(super) connections: Vec<TcpStream>,
@@ -156,10 +156,11 @@ pub(super) fn node(name: &str, pod_cidrs: &[&str]) -> Value {
 }
 
 impl State {
-    fn note(&mut self, kind: &'static str, mut object: Value) -> Value {
+    fn note(&mut self, kind: &'static str, mut object: Value) -> Arc<Value> {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
-        self.history.push_back(Change { version: self.version, kind, object: Arc::new(object.clone()) });
+        let object = Arc::new(object);
+        self.history.push_back(Change { version: self.version, kind, object: object.clone() });
         while self.history.len() > HISTORY {
             self.forgotten = self.history.pop_front().map_or(self.forgotten, |change| change.version);
         }
@@ -176,7 +177,7 @@ impl State {
 
     pub(super) fn get(&self, name: &str) -> Result<Reply, Reply> {
         let node = self.nodes.get(name).ok_or_else(|| Reply::missing("nodes", name))?;
-        Ok(Reply::Json(200, node.clone()))
+        Ok(Reply::Json(200, Value::clone(node)))
     }
 
     pub(super) fn create(&mut self, mut node: Value) -> Result<Reply, Reply> {
@@ -188,12 +189,12 @@ impl State {
         node["metadata"]["uid"] = format!("00000000-0000-4000-8000-{:012x}", self.created).into();
         let node = self.note("ADDED", node);
         self.nodes.insert(name, node.clone());
-        Ok(Reply::Json(201, node))
+        Ok(Reply::Json(201, Value::clone(&node)))
     }
 
     pub(super) fn delete(&mut self, name: &str) -> Option<Value> {
         let node = self.nodes.remove(name)?;
-        Some(self.note("DELETED", node))
+        Some(Value::clone(&self.note("DELETED", Value::clone(&node))))
     }
 
     pub(super) fn patch(
@@ -204,7 +205,7 @@ impl State {
         patch: &Value,
     ) -> Result<Reply, Reply> {
         let before = self.nodes.get(name).ok_or_else(|| Reply::missing("nodes", name))?;
-        let mut after = before.clone();
+        let mut after = Value::clone(before);
         for field in ["uid", "resourceVersion"] {
             let wanted = &patch["metadata"][field];
             if !wanted.is_null() && *wanted != before["metadata"][field] {
@@ -221,12 +222,12 @@ impl State {
         if !before["spec"]["podCIDRs"].is_null() && after["spec"]["podCIDRs"] != before["spec"]["podCIDRs"] {
             return Err(Reply::error(422, "Invalid", "spec.podCIDRs: Forbidden: node updates may not change podCIDR"));
         }
-        if after == *before {
+        if after == **before {
             return Ok(Reply::Json(200, after));
         }
         let after = self.note("MODIFIED", after);
         self.nodes.insert(name.into(), after.clone());
-        Ok(Reply::Json(200, after))
+        Ok(Reply::Json(200, Value::clone(&after)))
     }
 
     /// A list, or a page of one: all pages show one moment.
@@ -249,7 +250,7 @@ impl State {
             metadata["continue"] = format!("{version}-{end}").into();
             metadata["remainingItemCount"] = (items.len() - end).into();
         }
-        let page = items.get(skip..end).unwrap_or_default().to_vec();
+        let page: Vec<Value> = items.get(skip..end).unwrap_or_default().iter().map(|node| Value::clone(node)).collect();
         if end < items.len() {
             self.lists.insert(version, items);
         }

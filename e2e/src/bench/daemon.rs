@@ -68,7 +68,53 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
     let directory = directory.join("wireguard");
     fs::create_dir_all(&directory)?;
     figures.push(wireguard(wishes, &directory)?);
+    let directory = directory.with_file_name("kubernetes");
+    fs::create_dir_all(&directory)?;
+    figures.extend(kubernetes(wishes, &directory)?);
     Ok(figures)
+}
+
+/// With many nodes in Kubernetes, whose objects are large and change all the time in what is of no interest.
+fn kubernetes(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> {
+    const PEERS: u32 = 5000;
+    let network = json!({"Network": "10.0.0.0/8", "SubnetLen": 24});
+    let mut cluster = Cluster::new(&Settings { network, ..Settings::new(Backend::Vxlan, Store::Kube) }, directory)?;
+    let api = cluster.api()?;
+    for number in 1..=PEERS {
+        let data = json!({"VNI": 1, "VtepMAC": Mac::derive(&subnet(number).to_string()).to_string()});
+        let annotations = json!({
+            "flannel.alpha.coreos.com/backend-data": data.to_string(),
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+            "flannel.alpha.coreos.com/public-ip": outer(number),
+        });
+        api.put_annotated_node(&format!("peer-{number}"), &[&format!("{}/24", subnet(number))], &annotations);
+    }
+    let mut first = Sample::default();
+    let node = cluster.add_node()?;
+    first.measure(|| start(node))?;
+    wait_for_route(node, PEERS)?;
+    let resident = memory(node)?;
+    let (node, api) = (&cluster.nodes[0], cluster.api()?);
+    let beats = u32::try_from(wishes.times(5000))?;
+    let before = processor(node)?;
+    (0..beats).for_each(|number| api.heartbeat(&format!("peer-{}", number % PEERS + 1)));
+    // What comes after the heartbeats has been seen with them.
+    let last = PEERS + 1;
+    let annotations = api.node("peer-1").ok_or("no node")?["metadata"]["annotations"].clone();
+    api.put_annotated_node(&format!("peer-{last}"), &[&format!("{}/24", subnet(last))], &annotations);
+    wait_for_route(node, last)?;
+    let each = (processor(node)? - before) / f64::from(beats);
+    let named = |what: &str| format!("daemon with {PEERS} nodes in Kubernetes: {what}");
+    let resident = Figure { unit: "MiB", ..Figure::time(named("resident memory"), resident) };
+    let beat = Figure { unit: "µs", ..Figure::time(named("processor time for a heartbeat"), each * 1e6) };
+    // Each kubelet tells of itself at least every five minutes (nodeStatusReportFrequency).
+    let share = each * f64::from(PEERS) / 300.0 * 100.0;
+    Ok(vec![
+        Figure::time(named("first start to ready"), first.median()).note("vxlan"),
+        resident.note("wanted: 25 MiB"),
+        beat.note(format!("{share:.3} % of a core where each of them comes every 5 minutes")),
+    ])
 }
 
 /// With tunnels to many peers, which the daemon keeps itself where the kernel has no WireGuard. Nobody is there to answer, so
@@ -108,6 +154,11 @@ fn subnet(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from_be_bytes(NETWORK) + (number << 8))
 }
 
+/// The underlay address of another node.
+fn outer(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from_be_bytes([192, 168, 64, 0]) + number)
+}
+
 /// A VXLAN lease of another node.
 fn write_lease(leases: &Path, number: u32) -> Result<()> {
     let data = json!({"VNI": 1, "VtepMAC": Mac::derive(&subnet(number).to_string()).to_string()});
@@ -116,8 +167,7 @@ fn write_lease(leases: &Path, number: u32) -> Result<()> {
 
 /// A lease of another node as flannel writes it, put in place by a rename.
 fn put(leases: &Path, number: u32, backend: &str, data: &Value) -> Result<()> {
-    let outer = Ipv4Addr::from(u32::from_be_bytes([192, 168, 64, 0]) + number);
-    let lease = json!({"PublicIP": outer, "PublicIPv6": null, "BackendType": backend, "BackendData": data});
+    let lease = json!({"PublicIP": outer(number), "PublicIPv6": null, "BackendType": backend, "BackendData": data});
     let temporary = leases.join("../.bench");
     fs::write(&temporary, lease.to_string())?;
     Ok(fs::rename(temporary, leases.join(format!("{}-24", subnet(number))))?)
@@ -158,19 +208,21 @@ fn follow(netlink: &mut Netlink, first: u32, written: &[Instant], seen: usize, l
 
 /// How much of a core the daemon takes while nothing happens, in percent.
 fn idle(node: &Node, time: Duration) -> Result<f64> {
-    let pid = node.daemon_pid().ok_or("no daemon runs")?;
-    let nanoseconds = || -> Result<f64> {
-        // Of all its threads: time on a processor, in nanoseconds (Documentation/scheduler/sched-stats.rst).
-        let mut total = 0.0;
-        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or_default();
-        }
-        Ok(total)
-    };
-    let before = nanoseconds()?;
+    let before = processor(node)?;
     std::thread::sleep(time);
-    Ok((nanoseconds()? - before).max(0.0) / 1e9 / time.as_secs_f64() * 100.0)
+    Ok((processor(node)? - before).max(0.0) / time.as_secs_f64() * 100.0)
+}
+
+/// The time that all threads of the daemon have been on a processor so far, in seconds.
+fn processor(node: &Node) -> Result<f64> {
+    let pid = node.daemon_pid().ok_or("no daemon runs")?;
+    let mut total = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // In nanoseconds (Documentation/scheduler/sched-stats.rst).
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        total += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or_default();
+    }
+    Ok(total / 1e9)
 }
 
 /// Looks without a pause until the route is there; the time since the call.
