@@ -23,6 +23,8 @@ mod keepers;
 mod kube_api;
 #[path = "store_contract/kube_only.rs"]
 mod kube_only;
+#[path = "store_contract/kube_protocol.rs"]
+mod kube_protocol;
 #[path = "store_contract/kube_server.rs"]
 mod kube_server;
 #[path = "store_contract/kube_trouble.rs"]

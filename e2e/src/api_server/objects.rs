@@ -53,6 +53,8 @@ pub struct Faults {
     pub no_streams: bool,
     /// time between two bookmarks
     pub bookmarks: Duration,
+    /// after so long a watch is ended, whatever the client wants
+    pub watches: Duration,
 }
 
 impl Default for Faults {
@@ -64,6 +66,7 @@ impl Default for Faults {
             forbids: false,
             no_streams: false,
             bookmarks: Duration::from_secs(60),
+            watches: Duration::from_secs(1800),
         }
     }
 }
@@ -206,10 +209,10 @@ impl State {
     ) -> Result<Reply, Reply> {
         let before = self.nodes.get(name).ok_or_else(|| Reply::missing("nodes", name))?;
         let mut after = Value::clone(before);
-        for field in ["uid", "resourceVersion"] {
+        for (field, code, reason) in [("uid", 422, "Invalid"), ("resourceVersion", 409, "Conflict")] {
             let wanted = &patch["metadata"][field];
             if !wanted.is_null() && *wanted != before["metadata"][field] {
-                return Err(Reply::error(409, "Conflict", &format!("nodes \"{name}\": {field} has changed")));
+                return Err(Reply::error(code, reason, &format!("nodes \"{name}\": {field} has changed")));
             }
         }
         patch::apply(kind, &mut after, patch);

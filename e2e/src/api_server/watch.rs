@@ -41,12 +41,12 @@ pub(super) fn open(state: &State, request: &Request) -> Result<Reply, Reply> {
         first.push(line("BOOKMARK", &bookmark));
     }
     let seen = if from_now || request.flag("sendInitialEvents") { Ok(state.version) } else { version.parse() };
-    let seconds = request.parameter("timeoutSeconds").parse().unwrap_or(1800);
+    let wanted = request.parameter("timeoutSeconds").parse().map_or(Duration::MAX, Duration::from_secs);
     Ok(Reply::Watch(Watch {
         first,
         seen: seen.map_err(|_| invalid("resourceVersion: Invalid value"))?,
         bookmarks,
-        end: Instant::now() + Duration::from_secs(seconds),
+        end: Instant::now() + wanted.min(state.faults.watches),
     }))
 }
 

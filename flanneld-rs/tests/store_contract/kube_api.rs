@@ -92,7 +92,12 @@ impl KubeApi {
     }
 
     async fn admin(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.directory.path().join("admin")).unwrap();
+        self.client("admin").await
+    }
+
+    /// As the administrator, `admin`, or a daemon, `node`.
+    pub(crate) async fn client(&self, user: &str) -> Client {
+        let kubeconfig = Kubeconfig::read_from(self.directory.path().join(user)).unwrap();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         Client::try_from(config).unwrap()
     }

@@ -135,6 +135,11 @@ impl Drop for KubeServer {
     }
 }
 
+/// Says aloud what could not be tested. Not by a macro: those are captured where a test succeeds.
+pub(crate) fn not_tested(what: &str) {
+    std::io::stderr().write_all(format!("\n*** NOT TESTED: {what} ***\n").as_bytes()).unwrap();
+}
+
 fn find() -> Option<PathBuf> {
     let assets = std::env::var_os("KUBEBUILDER_ASSETS").into_iter();
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -78,6 +78,30 @@ fn a_server_that_hangs_is_noticed_by_its_silence() {
 }
 
 #[test]
+fn a_watch_that_ends_is_followed_by_another() {
+    with_two_nodes(async |place| {
+        let api = place.kube();
+        api.double_of().faults(|faults| faults.watches = Duration::from_millis(300));
+        let store = api.open("node-1");
+        let watch = store.watch();
+        let mut seen = watch.receiver();
+        until(&mut seen, |snapshot| leases(snapshot).len() == 2).await;
+        api.double_of().calls();
+        let deadline = Instant::now() + PATIENCE;
+        let mut watches = Vec::new();
+        while watches.len() < 3 {
+            assert!(Instant::now() < deadline, "{watches:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            watches.extend(api.double_of().calls());
+        }
+        assert!(watches.iter().all(|call| call.watch == (true, false) && call.version != "0"), "{watches:?}");
+        assert!(!seen.has_changed().unwrap(), "contact was never lost: {:?}", seen.borrow());
+        api.double_of().delete_node(&api.name("node-2"));
+        until(&mut seen, |snapshot| leases(snapshot).len() == 1).await;
+    });
+}
+
+#[test]
 fn heartbeats_are_no_news() {
     with_two_nodes(async |place| {
         let api = place.kube();

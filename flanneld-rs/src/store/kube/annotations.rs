@@ -99,12 +99,14 @@ impl Names {
     /// The announcement that a node publishes: with the public addresses that an administrator has laid down, if any.
     pub(super) fn overwritten(&self, mut announcement: Announcement, annotations: &Annotations) -> Announcement {
         for (family, names) in self.families.iter() {
-            let overwrite = address(family, annotations, &names.overwrite).unwrap_or_else(|Malformed(why)| {
+            let overwrite = address(family, annotations, &names.overwrite)
+                .and_then(|address| address.map(|address| Endpoint::parse(address, None)).transpose());
+            let overwrite = overwrite.unwrap_or_else(|Malformed(why)| {
                 tracing::warn!("{why}; it is left out of account");
                 None
             });
-            if let (Some(public_ip), Some(endpoint)) = (overwrite, announcement.endpoints.get_mut(family)) {
-                endpoint.public_ip = public_ip;
+            if let (Some(overwrite), Some(endpoint)) = (overwrite, announcement.endpoints.get_mut(family)) {
+                endpoint.public_ip = overwrite.public_ip;
             }
         }
         announcement

@@ -252,6 +252,9 @@ impl Follower {
                 return End::Doubt("nothing was heard for too long");
             };
             let mut next = line.transpose();
+            if next.is_none() {
+                return End::Over;
+            }
             let (mut changed, mut end) = (false, None);
             // Changes that came together are published together.
             while let (Some(line), None) = (next.take(), &end) {
