@@ -60,13 +60,13 @@ impl Nft {
     ) -> Result<bool> {
         let table = Table { family, name: table.into(), ..Table::default() };
         let content = Attributes::after(&super::encode::header(family)).text(1, &table.name).text(3, chain);
-        read(&mut self.socket, &table, GET_CHAIN, NEW_CHAIN, 0, content, each)
+        read(&mut self.socket, &table, (GET_CHAIN, NEW_CHAIN), 0, content, each)
     }
 
     /// Chain and handle of each rule that leads to `chain`.
     fn rules_to(&mut self, table: &Table, chain: &str) -> Result<Vec<(String, u64)>> {
         let content = Attributes::after(&super::encode::header(table.family)).text(1, &table.name);
-        read(&mut self.socket, table, GET_RULE, NEW_RULE, NLM_F_DUMP, content, |found: &mut Vec<_>, payload| {
+        read(&mut self.socket, table, (GET_RULE, NEW_RULE), NLM_F_DUMP, content, |found: &mut Vec<_>, payload| {
             // Old kernels ignore the name and answer with the rules of all tables.
             if text(payload, 1).is_some_and(|name| name == table.name) && leads_to(payload).any(|to| to == chain) {
                 let handle =

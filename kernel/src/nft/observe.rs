@@ -47,7 +47,7 @@ pub(super) fn generation(socket: &mut Socket) -> Result<u32> {
 /// What the kernel has under the key of `element` in `set`, or none; none too if there is no such set or table.
 pub(super) fn element(socket: &mut Socket, table: &Table, set: &str, element: &Element) -> Result<Option<Encoded>> {
     let content = super::encode::element_key(table, set, element)?;
-    read(socket, table, GET_ELEMENT, NEW_ELEMENT, 0, content, |found, payload| {
+    read(socket, table, (GET_ELEMENT, NEW_ELEMENT), 0, content, |found, payload| {
         let list = find(payload, 3).unwrap_or_default();
         *found = attributes(list).map(|(_, element)| element_found(element)).next();
     })
@@ -56,21 +56,21 @@ pub(super) fn element(socket: &mut Socket, table: &Table, set: &str, element: &E
 /// Whether the kernel has a table of the name of `table`.
 pub(super) fn has_table(socket: &mut Socket, table: &Table) -> Result<bool> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
-    read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, _| *found = true)
+    read(socket, table, (GET_TABLE, NEW_TABLE), 0, content, |found, _| *found = true)
 }
 
 /// The names of all tables of a family.
 pub(super) fn table_names(socket: &mut Socket, family: Family) -> Result<Vec<String>> {
     let any = Table { family, ..Table::default() };
     let content = Attributes::after(&header(family));
-    read(socket, &any, GET_TABLE, NEW_TABLE, NLM_F_DUMP, content, |found: &mut Vec<_>, payload| {
+    read(socket, &any, (GET_TABLE, NEW_TABLE), NLM_F_DUMP, content, |found: &mut Vec<_>, payload| {
         found.extend(text(payload, 1));
     })
 }
 
 fn observe_once(socket: &mut Socket, table: &Table, detail: Detail) -> Result<Option<Shape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
-    let Some((flags, objects)) = read(socket, table, GET_TABLE, NEW_TABLE, 0, content, |found, payload| {
+    let Some((flags, objects)) = read(socket, table, (GET_TABLE, NEW_TABLE), 0, content, |found, payload| {
         *found = Some((number(payload, 2).unwrap_or(0), number(payload, 3)));
     })?
     else {
@@ -96,7 +96,7 @@ fn own_chains(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Cha
     let mut chains = BTreeMap::new();
     for chain in &table.chains {
         let content = Attributes::after(&header(table.family)).text(1, &table.name).text(3, &chain.name);
-        let found: Option<ChainShape> = read(socket, table, GET_CHAIN, NEW_CHAIN, 0, content, |found, payload| {
+        let found: Option<ChainShape> = read(socket, table, (GET_CHAIN, NEW_CHAIN), 0, content, |found, payload| {
             *found = Some(chain_found(payload));
         })?;
         chains.extend(found.map(|found| (chain.name.clone(), found)));
@@ -108,7 +108,7 @@ fn own_chains(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Cha
 /// what transactions of others are about to do, or will not do after all.
 fn all_chains(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, ChainShape>> {
     let content = Attributes::after(&header(table.family));
-    read(socket, table, GET_CHAIN, NEW_CHAIN, NLM_F_DUMP, content, |found, payload| {
+    read(socket, table, (GET_CHAIN, NEW_CHAIN), NLM_F_DUMP, content, |found, payload| {
         if text(payload, 1).is_some_and(|name| name == table.name) {
             BTreeMap::insert(found, text(payload, 3).unwrap_or_default(), chain_found(payload));
         }
@@ -117,7 +117,7 @@ fn all_chains(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Cha
 
 fn rules(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Vec<Option<String>>>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
-    read(socket, table, GET_RULE, NEW_RULE, NLM_F_DUMP, content, |found, payload| {
+    read(socket, table, (GET_RULE, NEW_RULE), NLM_F_DUMP, content, |found, payload| {
         // Old kernels ignore the name and answer with the rules of all tables.
         if text(payload, 1).is_some_and(|name| name == table.name) {
             let rules: &mut Vec<_> = BTreeMap::entry(found, text(payload, 2).unwrap_or_default()).or_default();
@@ -128,7 +128,7 @@ fn rules(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, Vec<Opti
 
 fn sets(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, SetShape>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name);
-    read(socket, table, GET_SET, NEW_SET, NLM_F_DUMP, content, |found, payload| {
+    read(socket, table, (GET_SET, NEW_SET), NLM_F_DUMP, content, |found, payload| {
         if text(payload, 1).is_some_and(|name| name == table.name) {
             let of = |kind| number(payload, kind).unwrap_or(0);
             let set = SetShape { flags: of(3), key: (of(4), of(5)), data: (of(6), of(7)), ..SetShape::default() };
@@ -140,7 +140,7 @@ fn sets(socket: &mut Socket, table: &Table) -> Result<BTreeMap<String, SetShape>
 /// The elements of a set; none if there is no such set or table.
 pub(super) fn elements(socket: &mut Socket, table: &Table, set: &str) -> Result<BTreeSet<Encoded>> {
     let content = Attributes::after(&header(table.family)).text(1, &table.name).text(2, set);
-    read(socket, table, GET_ELEMENT, NEW_ELEMENT, NLM_F_DUMP, content, |found, payload| {
+    read(socket, table, (GET_ELEMENT, NEW_ELEMENT), NLM_F_DUMP, content, |found, payload| {
         let list = find(payload, 3).unwrap_or_default();
         BTreeSet::extend(found, attributes(list).map(|(_, element)| element_found(element)));
     })
@@ -191,13 +191,24 @@ pub(crate) fn decode_as_everything(payload: &[u8]) {
     super::machine::run_as_rule(payload);
 }
 
-/// One question to the kernel. An object that does not exist leaves the answer empty; a chain, a set or the whole table can
-/// go while we read.
+/// One question to the kernel about a table of ours. An object that does not exist leaves the answer empty; a chain, a set or
+/// the whole table can go while we read.
 pub(super) fn read<T: Default>(
     socket: &mut Socket,
     table: &Table,
-    question: u16,
-    answer: u16,
+    kinds: (u16, u16),
+    flags: u16,
+    content: Attributes,
+    each: impl FnMut(&mut T, &[u8]),
+) -> Result<T> {
+    ask(socket, || format!("reading {}", describe(table)), kinds, flags, content, each)
+}
+
+/// The same about any: the kinds of the question and of the answers, and what is done with each answer.
+pub(super) fn ask<T: Default>(
+    socket: &mut Socket,
+    doing: impl FnOnce() -> String,
+    (question, answer): (u16, u16),
     flags: u16,
     content: Attributes,
     mut each: impl FnMut(&mut T, &[u8]),
@@ -214,6 +225,6 @@ pub(super) fn read<T: Default>(
     match result {
         Ok(found) => Ok(found),
         Err(refusal) if refusal.errno == Errno::ENOENT => Ok(T::default()),
-        Err(refusal) => Err(Error::new(format!("reading {}", describe(table)), refusal.errno).because(refusal.reason)),
+        Err(refusal) => Err(Error::new(doing(), refusal.errno).because(refusal.reason)),
     }
 }

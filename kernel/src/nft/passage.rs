@@ -1,13 +1,12 @@
 //! Whether packets get through the tables of others: an accept in one table does not overrule a drop in another.
 
-use super::encode::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, header, kind};
+use super::encode::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, header};
 use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE};
 use super::machine::{Machine, Members, Packet, Verdict};
-use super::{Family, Nft};
+use super::{Family, Nft, observe};
+use crate::Result;
 use crate::netlink::attribute::{Attributes, attributes, find, number, text};
-use crate::netlink::socket::{Message, NLM_F_DUMP, Socket};
-use crate::{Error, Result};
-use nix::errno::Errno;
+use crate::netlink::socket::{NLM_F_DUMP, Socket};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -210,24 +209,10 @@ fn members(socket: &mut Socket, family: Family, table: &str, set: &str) -> Resul
 /// One question to the kernel; what is not there, or no more, is an empty answer.
 fn ask<T: Default>(
     socket: &mut Socket,
-    (question, answer): (u16, u16),
+    kinds: (u16, u16),
     flags: u16,
     content: Attributes,
-    mut each: impl FnMut(&mut T, &[u8]),
+    each: impl FnMut(&mut T, &[u8]),
 ) -> Result<T> {
-    let message = Message { kind: kind(question), flags, payload: content.finish() };
-    let result = socket.query(message, |found, kind_found, payload| {
-        // Behind the family header.
-        if kind_found == kind(answer)
-            && let Some(payload) = payload.get(4..)
-        {
-            each(found, payload);
-        }
-    });
-    match result {
-        Err(refusal) if refusal.errno == Errno::ENOENT => Ok(T::default()),
-        other => {
-            other.map_err(|refusal| Error::new("reading the nftables of others", refusal.errno).because(refusal.reason))
-        }
-    }
+    observe::ask(socket, || "reading the nftables of others".into(), kinds, flags, content, each)
 }
