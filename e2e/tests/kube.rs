@@ -122,7 +122,9 @@ fn a_node_without_podcidr_says_so_and_is_no_sooner_ready_than_it_has_one() {
     let mut cluster = Cluster::new(&settings(), work.path()).unwrap();
     let conflists = work.path().join("net.d");
     cluster.add_node().unwrap();
-    cluster.api().unwrap().put_node("node1", &[]);
+    let api = cluster.api().unwrap();
+    api.put_node("node1", &[]);
+    api.faults(|faults| faults.takes_events = true);
     let node = &mut cluster.nodes[0];
     node.add_flags(&["--cni-conf-dir", conflists.to_str().unwrap()]);
     node.start_daemon().unwrap();
@@ -133,6 +135,10 @@ fn a_node_without_podcidr_says_so_and_is_no_sooner_ready_than_it_has_one() {
     eventually(LIMIT, waiting).unwrap();
     assert!(!conflists.join("10-flannel.conflist").exists() && node.subnet_file().is_err());
     assert!(node.add_pod("too-early").is_err());
+    let told = || cluster.api().unwrap().events().first().cloned().ok_or_else(|| "no event yet".into());
+    let event = eventually(LIMIT, told).unwrap();
+    assert!(event["message"].as_str().unwrap().contains("podCIDR"), "{event}");
+    assert_eq!((&event["involvedObject"]["name"], &event["type"]), (&json!("node1"), &json!("Warning")));
     let api = cluster.api().unwrap();
     api.give("node1", &["10.42.9.0/24", "fd42:0:0:9::/64"]);
     let node = &mut cluster.nodes[0];

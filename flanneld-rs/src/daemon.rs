@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
 use crate::reload::{self, Reload};
+use crate::report;
 use crate::store::{
     Contact, EtcdOptions, EtcdStore, FileStore, KubeOptions, KubeStore, LEASE_TTL, LeaseStore, Password, SILENCE,
     Snapshot, Store, User,
@@ -150,6 +151,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let record = last_known::record(memory, reload.in_force(), own.clone(), snapshots.clone(), health.clone());
     let mut record = std::pin::pin!(record);
     let remembered = last.map(|last| last.leases);
+    let mut report = std::pin::pin!(report::run(&store, &health));
     let mut keeper = std::pin::pin!(keeper.run(publish));
     let mut config_reader = std::pin::pin!(config_reader.run(hangups));
     let resync = Duration::from_secs(options.iptables_resync);
@@ -191,6 +193,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
             error = &mut keeper => return Err(error.to_string()),
             () = &mut record => {}
             () = &mut config_reader => {}
+            () = &mut report => {}
             () = reload.offered() => {}
             _ = own.changed() => {}
             _ = snapshots.changed() => {}

@@ -23,6 +23,7 @@ mod prerequisites;
 pub mod reconcile;
 mod regular_file;
 pub mod reload;
+pub mod report;
 pub mod service_manager;
 mod standing;
 pub mod store;

@@ -166,6 +166,11 @@ impl ApiServer {
         std::mem::take(&mut self.world.lock().calls)
     }
 
+    /// Takes the events that were made so far.
+    pub fn events(&self) -> Vec<Value> {
+        std::mem::take(&mut self.world.lock().events)
+    }
+
     /// How many connections have been made that still stand.
     pub fn connections(&self) -> usize {
         self.world.lock().connections.len()
@@ -224,7 +229,8 @@ fn answer(state: &mut State, request: &Request) -> Reply {
         if let Some(refusal) = state.faults.strike(request) {
             return refusal;
         }
-        if !is_allowed(request) {
+        let is_event = request.path.ends_with("/events") && state.faults.takes_events;
+        if !is_allowed(request) && !is_event {
             return Reply::error(403, "Forbidden", &format!("{} {} is forbidden", request.method, request.path));
         }
     }
@@ -249,6 +255,10 @@ fn answer(state: &mut State, request: &Request) -> Reply {
             .get(&format!("{namespace}/{name}"))
             .map(|pod| Reply::Json(200, pod.clone()))
             .ok_or_else(|| Reply::missing("pods", name)),
+        ("POST", ["api", "v1", "namespaces", _, "events"]) => request.json().map(|event| {
+            state.events.push(event.clone());
+            Reply::Json(201, event)
+        }),
         _ => Err(Reply::error(404, "NotFound", "the server could not find the requested resource")),
     };
     outcome.unwrap_or_else(|refusal| refusal)

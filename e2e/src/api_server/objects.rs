@@ -49,6 +49,8 @@ pub struct Faults {
     pub conflicts: usize,
     /// nobody may do anything
     pub forbids: bool,
+    /// unlike with flannel's ClusterRole, daemons may make events
+    pub takes_events: bool,
     /// lists are not streamed
     pub no_streams: bool,
     /// time between two bookmarks
@@ -64,6 +66,7 @@ impl Default for Faults {
             throttled: (0, 0),
             conflicts: 0,
             forbids: false,
+            takes_events: false,
             no_streams: false,
             bookmarks: Duration::from_secs(60),
             watches: Duration::from_secs(1800),
@@ -120,6 +123,7 @@ pub(super) struct State {
     pub(super) forgotten: u64,
     pub(super) nodes: BTreeMap<String, Arc<Value>>,
     pub(super) pods: BTreeMap<String, Value>,
+    pub(super) events: Vec<Value>,
     pub(super) history: VecDeque<Change>,
     /// lists that are being read by pages
     lists: BTreeMap<u64, Vec<Arc<Value>>>,

@@ -17,7 +17,7 @@ use annotations::Names;
 use connection::{Connection, Failure, invalid, parse};
 use ipnetwork::IpNetwork;
 use k8s_openapi::jiff::Timestamp;
-use kube::core::params::{GetParams, Patch, PatchParams};
+use kube::core::params::{GetParams, Patch, PatchParams, PostParams};
 use kube::core::request::Request;
 use node::{Conditions, Node};
 use std::path::PathBuf;
@@ -83,6 +83,23 @@ impl KubeStore {
         self.connection.moved();
     }
 
+    /// Makes an event of this node.
+    ///
+    /// # Errors
+    /// `Invalid` where we may not.
+    pub async fn tell(&self, trouble: &str) -> Result<(), StoreError> {
+        let name = self.connection.node().await?;
+        let doing = format!("making an event of node {name}");
+        let event = node::event(name, trouble, &now());
+        let events = Request::new("/api/v1/namespaces/default/events");
+        let request = events.create(&PostParams::default(), event.to_string().into_bytes());
+        match self.connection.whole(request.map_err(|error| invalid(&doing, &error))?).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Forbidden(why)) => Err(StoreError::Invalid(format!("{doing}: {why}"))),
+            Err(failure) => Err(failure.error(&doing)),
+        }
+    }
+
     /// The Node object of this node, as text. None: there is none.
     async fn own(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let doing = format!("reading node {name}");
@@ -128,11 +145,12 @@ impl KubeStore {
             {
                 continue;
             }
-            if ready && self.connection.options.set_condition && !conditions.network_is_up() {
-                let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-                if !self.patch(name, node::network_up(&now)).await? {
-                    continue;
-                }
+            if ready
+                && self.connection.options.set_condition
+                && !conditions.network_is_up()
+                && !self.patch(name, node::network_up(&now())).await?
+            {
+                continue;
             }
             return Ok(Some((subnets, published)));
         }
@@ -164,6 +182,11 @@ pub(super) fn check(name: &str, subnets: &Subnets, networks: &PerFamily<IpNetwor
         }
     }
     Ok(())
+}
+
+/// As Kubernetes writes times: RFC 3339 in whole seconds.
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn own(lease: Lease) -> OwnLease {

@@ -11,6 +11,7 @@ use kube::core::params::{DeleteParams, GetParams, ListParams, Patch, PatchParams
 use kube::core::request::Request;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -68,9 +69,14 @@ impl KubeApi {
         format!("{}/{name}", self.prefix())
     }
 
+    /// The credentials of `admin` or `node`.
+    pub(crate) fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.directory.path().join(user)
+    }
+
     pub(crate) fn options(&self, node: &str) -> KubeOptions {
         KubeOptions {
-            kubeconfig: Some(self.directory.path().join("node")),
+            kubeconfig: Some(self.kubeconfig("node")),
             api_url: None,
             annotation_prefix: self.prefix(),
             node: Some(self.name(node)),
@@ -97,7 +103,7 @@ impl KubeApi {
 
     /// As the administrator, `admin`, or a daemon, `node`.
     pub(crate) async fn client(&self, user: &str) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.directory.path().join(user)).unwrap();
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig(user)).unwrap();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         Client::try_from(config).unwrap()
     }

@@ -35,6 +35,7 @@ on_both! {
     the_node_is_found_by_the_pod
     a_watch_that_is_too_late_lists_again
     a_server_that_does_not_stream_is_asked_for_pages
+    events_are_made_where_they_may_be
 }
 
 fn run_on<F: Future<Output = ()>>(api: KubeApi, test: impl FnOnce(Place) -> F) {
@@ -274,4 +275,22 @@ async fn a_server_that_does_not_stream_is_asked_for_pages(place: Place) {
     assert_eq!(leases(&snapshot).len(), expected);
     api.leave("node-1").await;
     until(&mut seen, |snapshot| leases(snapshot).len() == expected - 1).await;
+}
+
+async fn events_are_made_where_they_may_be(place: Place) {
+    let api = place.kube();
+    let refused = KubeStore::new(api.options("node-1")).unwrap().tell("too early").await.unwrap_err();
+    assert!(
+        matches!(&refused, StoreError::Invalid(text) if text.contains("event") && text.contains("403")),
+        "{refused:?}"
+    );
+    // Somebody with more rights than flannel has.
+    let options = KubeOptions { kubeconfig: Some(api.kubeconfig("admin")), ..api.options("node-1") };
+    let trouble = "no podCIDR yet ".repeat(500);
+    KubeStore::new(options).unwrap().tell(&trouble).await.unwrap();
+    if let Some(double) = &api.double {
+        let events = double.events();
+        assert_eq!(events[0]["involvedObject"]["name"], api.name("node-1"));
+        assert_eq!((events.len(), &events[0]["type"]), (1, &"Warning".into()));
+    }
 }

@@ -51,6 +51,8 @@ pub(super) enum Failure {
     Throttled(String, Duration),
     /// it does not do such things: asking again does not help
     Refused(String),
+    /// it does not do them for us
+    Forbidden(String),
     /// it cannot be asked, or does not let us: may pass
     Away(String),
 }
@@ -69,6 +71,9 @@ impl Failure {
             Self::Missing => "it is not there".into(),
             Self::Gone => "the history that was asked for is gone".into(),
             Self::Conflict(why) | Self::Throttled(why, _) | Self::Refused(why) | Self::Away(why) => why,
+            Self::Forbidden(why) => format!(
+                "{why} (the ClusterRole must allow: get of pods; get, list and watch of nodes; patch of nodes/status)"
+            ),
         }
     }
 }
@@ -270,9 +275,7 @@ fn failure(head: &http::response::Parts, text: &[u8]) -> Failure {
         (401, _) => {
             Failure::Away(format!("{message} (is the service account's token, or the kubeconfig, still good?)"))
         }
-        (403, _) => Failure::Away(format!(
-            "{message} (the ClusterRole must allow: get of pods; get, list and watch of nodes; patch of nodes/status)"
-        )),
+        (403, _) => Failure::Forbidden(message),
         (400..=499, _) => Failure::Refused(message),
         _ => Failure::Away(message),
     }

@@ -145,6 +145,21 @@ pub(super) fn network_up(now: &str) -> serde_json::Value {
     }]}})
 }
 
+/// An event that tells what keeps a node's network from being ready; `now` as in [`network_up`].
+pub(super) fn event(node: &str, trouble: &str, now: &str) -> serde_json::Value {
+    // What is longer is refused (ValidateEvent in pkg/apis/core/validation).
+    let message: String = trouble.chars().take(1000).collect();
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"generateName": format!("{node}."), "namespace": "default"},
+        // The kubelet, too, names a node by its name where a uid belongs, and kubectl finds events by it.
+        "involvedObject": {"kind": "Node", "name": node, "uid": node},
+        "type": "Warning", "reason": "NetworkNotReady", "message": message,
+        "source": {"component": "flanneld-rs", "host": node},
+        "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+    })
+}
+
 impl Pod {
     /// The node that the pod is on; none: it is on none yet.
     pub(super) fn node(self) -> Option<String> {
