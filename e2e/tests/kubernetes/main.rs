@@ -11,3 +11,4 @@ mod manifests;
 mod migration;
 mod node;
 mod objects;
+mod server;

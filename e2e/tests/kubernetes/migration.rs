@@ -3,8 +3,9 @@
 //! on to them; flanneld itself is not needed for it.
 
 use crate::kubelet::Kubelet;
-use crate::node::{Node, config_maps, with_leases_in_a_directory};
+use crate::node::{Node, asking, config_maps};
 use crate::objects::{conf, overlaid, pod};
+use e2e::api_server::ApiServer;
 use e2e::{eventually, oracle, tools};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -94,7 +95,8 @@ fn there_and_back_again() {
 
     // Step 4: the node's pod of the DaemonSet is another one.
     let objects = overlaid("take-over");
-    let spec = with_leases_in_a_directory(pod(&objects), "/var/lib/flanneld-rs/leases");
+    let api = ApiServer::new();
+    let spec = asking(&api, &node, pod(&objects));
     let daemon = kubelet.start("daemon", &spec, &config_map()).unwrap();
     node.until_ready(&kubelet, &daemon);
     assert_eq!(

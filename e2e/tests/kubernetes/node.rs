@@ -3,6 +3,7 @@
 
 use crate::kubelet::{Kubelet, Pod};
 use crate::objects::{manifest, only, overlaid, pod};
+use e2e::api_server::ApiServer;
 use e2e::containerd::Containerd;
 use e2e::image::{Image, Platform};
 use e2e::workdir::WorkDir;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::time::Duration;
@@ -26,7 +27,7 @@ const NET_ADMIN: &str = "0000000000001000";
 pub(crate) struct Node {
     pub(crate) network: Netns,
     containerd: Containerd,
-    work: WorkDir,
+    pub(crate) work: WorkDir,
 }
 
 impl Node {
@@ -86,11 +87,12 @@ pub(crate) fn config_maps(objects: &[Value]) -> BTreeMap<String, Value> {
     BTreeMap::from([(map["metadata"]["name"].as_str().unwrap().to_owned(), map["data"].clone())])
 }
 
-/// The pod of the manifest, with leases in a directory in the place of an API server.
-pub(crate) fn with_leases_in_a_directory(mut pod: Value, directory: &str) -> Value {
-    let args = pod["containers"][0]["args"].as_array_mut().unwrap();
-    let store = args.iter_mut().find(|arg| **arg == "--kube-subnet-mgr").unwrap();
-    *store = format!("--store-dir={directory}").into();
+/// The pod of the manifest, told where this API server is: in memory, and without the credentials of a pod.
+pub(crate) fn asking(api: &ApiServer, node: &Node, mut pod: Value) -> Value {
+    api.put_node("node1", &["10.244.7.0/24"]);
+    let listener = node.network.run(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
+    let url = format!("--kube-api-url=http://{}", api.serve(listener).unwrap());
+    pod["containers"][0]["args"].as_array_mut().unwrap().push(url.into());
     pod
 }
 
@@ -127,7 +129,8 @@ fn the_manifest_makes_a_node_ready_and_pods_are_attached() {
     }
     assert!(!kubelet.network_is_ready());
 
-    let spec = with_leases_in_a_directory(pod(&objects), "/var/lib/flanneld-rs/leases");
+    let api = ApiServer::new();
+    let spec = asking(&api, &node, pod(&objects));
     let daemon = kubelet.start("daemon", &spec, &config_maps(&objects)).unwrap();
     node.until_ready(&kubelet, &daemon);
     for name in tools::PLUGINS {
@@ -153,7 +156,9 @@ fn the_manifest_makes_a_node_ready_and_pods_are_attached() {
         .unwrap();
     let workload = kubelet.sandbox("web", &[(18080, 80)], false).unwrap();
     let address = kubelet.address(&workload);
-    assert!(address.starts_with("10.244."), "{address}");
+    assert!(address.starts_with("10.244.7."), "{address}");
+    let object = api.node("node1").unwrap();
+    assert_eq!(object["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-type"], "vxlan", "{object}");
     let ports = || oracle::nft(&node.network, "list table ip cni-plugin-host-ports").unwrap_or_default();
     assert!(ports().contains("18080"));
     // With these rights, the daemon brings back what others flush, its own and the plugins'.
@@ -180,8 +185,8 @@ fn with_less_rights_it_fails_and_says_why() {
     let node = Node::new();
     let mut kubelet = node.kubelet();
     let (objects, bin) = (manifest(), node.file("/opt/cni/bin"));
-    let (spec, maps) =
-        (with_leases_in_a_directory(pod(&objects), "/var/lib/flanneld-rs/leases"), config_maps(&objects));
+    let api = ApiServer::new();
+    let (spec, maps) = (asking(&api, &node, pod(&objects)), config_maps(&objects));
     fs::create_dir_all(&bin).unwrap();
     fs::write(bin.join("bridge"), "somebody else's").unwrap();
     for path in [bin.join("bridge"), bin.clone()] {
@@ -205,7 +210,8 @@ fn wireguard_has_what_it_needs() {
     let node = Node::new();
     let mut kubelet = node.kubelet();
     let objects = overlaid("wireguard");
-    let spec = with_leases_in_a_directory(pod(&objects), "/var/lib/flanneld-rs/leases");
+    let api = ApiServer::new();
+    let spec = asking(&api, &node, pod(&objects));
     let daemon = kubelet.start("daemon", &spec, &config_maps(&objects)).unwrap();
     node.until_ready(&kubelet, &daemon);
     assert!(oracle::links(&node.network).unwrap().contains("flannel-wg"));

@@ -40,6 +40,10 @@ pub(super) async fn read(options: &KubeOptions) -> Result<Config, StoreError> {
             config
         }
     };
+    // Who is asked without TLS is asked without authorities, of which an image of nothing but executables has none.
+    if config.cluster_url.scheme_str() == Some("http") {
+        config.root_cert.get_or_insert_default();
+    }
     // What is to be tried again, and when, is decided here.
     config.default_retry = false;
     Ok(config)
