@@ -227,6 +227,8 @@ fn a_node_with_pods_goes_on_forwarding() {
     node.start_daemon().unwrap();
     node.wait_ready().unwrap();
     node.add_pod("pod").unwrap();
+    let refused = node.uninstall(&[]).unwrap_err().to_string();
+    assert!(refused.contains("a daemon runs") && node.directory().join("run/subnet.env").exists(), "{refused}");
     assert!(node.stop_daemon().unwrap().success());
     let forwards = |node: &Node| node.host.network.run(|| sysctl::get("net/ipv4/ip_forward").unwrap()).unwrap();
     let kept = uninstall(node);

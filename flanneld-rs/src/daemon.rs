@@ -18,6 +18,7 @@ use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
 use crate::reload::{self, Reload};
 use crate::report;
+use crate::running;
 use crate::store::{
     Contact, EtcdOptions, EtcdStore, FileStore, KubeOptions, KubeStore, LEASE_TTL, LeaseStore, Password, SILENCE,
     Snapshot, Store, User,
@@ -74,6 +75,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let health = Health::new();
     let choice = Choice::parse(options)?;
     preflight()?;
+    let _running = running::tell(&options.state_dir);
     if options.healthz_port != 0 {
         let listener = Health::listen(SocketAddr::new(options.healthz_ip, options.healthz_port)).await?;
         tokio::spawn(health.clone().serve(listener));

@@ -24,6 +24,7 @@ pub mod reconcile;
 mod regular_file;
 pub mod reload;
 pub mod report;
+mod running;
 pub mod service_manager;
 mod standing;
 pub mod store;

@@ -9,6 +9,7 @@ use crate::files::Files;
 use crate::firewall;
 use crate::ip_forward::{IpForward, Setting};
 use crate::options::Options;
+use crate::running;
 use crate::wireguard::Identity;
 use kernel::netlink::{Netlink, RouteSpec};
 use kernel::nft::{self, Nft};
@@ -23,6 +24,8 @@ pub use report::{Item, Outcome, Report};
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     RemoveFile(PathBuf),
+    /// once nothing of what it tells is needed any more
+    ForgetFirstValues(PathBuf),
     /// if nothing is in it
     RemoveDirectory(PathBuf),
     DeleteRoute(RouteSpec),
@@ -35,11 +38,20 @@ enum Step {
 
 /// Gives the node back, or, in a `dry_run`, tells what that would take. Goes on after failures.
 pub fn uninstall(options: &Options, dry_run: bool) -> Report {
+    if !dry_run && running::is_told(&options.state_dir) {
+        let state_dir = options.state_dir.display().to_string();
+        let reason = Outcome::Failed("a daemon runs, and would put everything back: stop it first".into());
+        return Report { dry_run, items: vec![Item::new("daemon", state_dir, reason)] };
+    }
     let (steps, mut items) = survey(options);
     let mut hands = Hands::default();
     for step in steps {
+        let not_given_back = |item: &Item| item.kind == "sysctl" && matches!(item.outcome, Outcome::Failed(_));
         let outcome = match &step {
             Step::Keep(_, reason) => Outcome::Kept(reason.clone()),
+            Step::ForgetFirstValues(_) if items.iter().any(not_given_back) => {
+                Outcome::Kept("some of the first values have not been given back".into())
+            }
             _ if dry_run => Outcome::Planned,
             _ => hands.carry_out(&step),
         };
@@ -81,7 +93,8 @@ fn survey(options: &Options) -> (Vec<Step>, Vec<Item>) {
         }
     };
     let records = daemon::memory(options).written().into_iter().chain(Identity::written(&options.state_dir));
-    steps.extend(records.chain(ip_forward.written().into_iter().filter(|_| !keep_record)).map(Step::RemoveFile));
+    steps.extend(records.map(Step::RemoveFile));
+    steps.extend(ip_forward.written().into_iter().filter(|_| !keep_record).map(Step::ForgetFirstValues));
     // The only directory that is made for the subnet file alone.
     let run =
         Path::new(ipam::subnet_env::DEFAULT_PATH).parent().filter(|run| options.subnet_file.parent() == Some(run));
@@ -132,7 +145,7 @@ struct Hands {
 impl Hands {
     fn carry_out(&mut self, step: &Step) -> Outcome {
         let done = match step {
-            Step::RemoveFile(path) => gone(fs::remove_file(path)),
+            Step::RemoveFile(path) | Step::ForgetFirstValues(path) => gone(fs::remove_file(path)),
             Step::RemoveDirectory(path) => match fs::remove_dir(path) {
                 Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {
                     return Outcome::Kept("others have something in it".into());
@@ -178,7 +191,7 @@ fn gone(removed: std::io::Result<()>) -> Result<(), String> {
 
 fn item(step: &Step, outcome: Outcome) -> Item {
     let (kind, name) = match step {
-        Step::RemoveFile(path) => ("file", path.display().to_string()),
+        Step::RemoveFile(path) | Step::ForgetFirstValues(path) => ("file", path.display().to_string()),
         Step::RemoveDirectory(path) => ("directory", path.display().to_string()),
         Step::DeleteRoute(route) => ("route", route.to_string()),
         Step::DeleteLink(name) => ("link", name.clone()),

@@ -15,7 +15,7 @@ pub struct Report {
 /// One thing of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Item {
-    /// file, directory, route, link, table or sysctl; kernel: the routes and links could not be looked at
+    /// file, directory, route, link, table or sysctl; kernel: the routes and links could not be looked at; daemon: one runs
     pub kind: String,
     /// which of them
     pub name: String,
