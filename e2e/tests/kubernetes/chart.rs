@@ -18,6 +18,11 @@ fn values() -> Value {
     parse(&fs::read_to_string(chart().join("values.yaml")).unwrap()).remove(0)
 }
 
+/// What the chart is with its own values.
+pub(crate) fn by_default() -> Vec<Value> {
+    rendered(&values())
+}
+
 /// All templates with these values.
 fn rendered(values: &Value) -> Vec<Value> {
     let scope = json!({"Values": values, "Release": {"Namespace": "kube-flannel"}});
@@ -83,7 +88,7 @@ fn read_texts(objects: &mut [Value]) {
 
 #[test]
 fn with_its_defaults_it_is_the_manifest() {
-    let mut ours = rendered(&values());
+    let mut ours = by_default();
     check_schema("chart", &ours);
     check_config_map("chart", only(&ours, "ConfigMap"));
     let mut objects: Vec<Value> = manifest().into_iter().filter(|object| object["kind"] != "Namespace").collect();

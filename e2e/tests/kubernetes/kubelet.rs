@@ -15,7 +15,6 @@ use k8s_cri::v1::{
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tonic::transport::Channel;
@@ -45,15 +44,6 @@ pub(crate) struct Kubelet<'a> {
     directory: PathBuf,
     /// what `spec.nodeName` is
     pub(crate) node: String,
-    /// what pods have to ask the API server with, unless they are told otherwise
-    pub(crate) cluster: Option<Cluster>,
-}
-
-/// An API server, and a service account there.
-pub(crate) struct Cluster {
-    pub(crate) address: SocketAddr,
-    /// directory with `ca.crt`, `token` and `namespace`
-    pub(crate) account: PathBuf,
 }
 
 /// A pod that was started.
@@ -68,15 +58,7 @@ impl<'a> Kubelet<'a> {
         let connect = async || tonic::transport::Endpoint::new(containerd.endpoint()).unwrap().connect().await;
         let channel = runtime.block_on(connect()).unwrap();
         let (client, images) = (RuntimeServiceClient::new(channel.clone()), ImageServiceClient::new(channel));
-        Kubelet {
-            containerd,
-            runtime,
-            client,
-            images,
-            directory: directory.into(),
-            node: "node1".into(),
-            cluster: None,
-        }
+        Kubelet { containerd, runtime, client, images, directory: directory.into(), node: "node1".into() }
     }
 
     /// Whether the runtime has an image under this name.
@@ -185,26 +167,13 @@ impl<'a> Kubelet<'a> {
             readonly: mount["readOnly"] == true,
             ..Mount::default()
         };
-        let mut envs: Vec<KeyValue> = list(&container["env"]).iter().map(|variable| self.variable(variable)).collect();
-        let mut mounts: Vec<Mount> = list(&container["volumeMounts"]).iter().map(mount).collect();
-        if let Some(cluster) = &self.cluster {
-            let variable = |key: &str, value: String| KeyValue { key: key.into(), value };
-            envs.push(variable("KUBERNETES_SERVICE_HOST", cluster.address.ip().to_string()));
-            envs.push(variable("KUBERNETES_SERVICE_PORT", cluster.address.port().to_string()));
-            mounts.push(Mount {
-                container_path: "/var/run/secrets/kubernetes.io/serviceaccount".into(),
-                host_path: cluster.account.display().to_string(),
-                readonly: true,
-                ..Mount::default()
-            });
-        }
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.clone(), attempt: 0 }),
             image: Some(ImageSpec { image: text(&container["image"]), ..ImageSpec::default() }),
             command: texts(&container["command"]),
             args: texts(&container["args"]),
-            envs,
-            mounts,
+            envs: list(&container["env"]).iter().map(|variable| self.variable(variable)).collect(),
+            mounts: list(&container["volumeMounts"]).iter().map(mount).collect(),
             log_path: format!("{}.{name}.log", &pod.sandbox[..12]),
             linux: Some(LinuxContainerConfig { resources: None, security_context: Some(security) }),
             ..ContainerConfig::default()
