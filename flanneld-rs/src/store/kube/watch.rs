@@ -317,3 +317,35 @@ fn refusal(event: &Event<'_>) -> End {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::annotations::Names;
+    use super::*;
+    use crate::family::Family;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_is_no_event_changes_nothing() {
+        let names = Arc::new(Names::new("flannel.alpha.coreos.com").unwrap());
+        let mut roster = Roster::new(names, &[Family::V4], "own");
+        for line in [
+            "",
+            "{",
+            "null",
+            r#"{"type":"ADDED"}"#,
+            r#"{"type":7,"object":{}}"#,
+            r#"{"type":"ADDED","object":null}"#,
+            r#"{"type":"ADDED","object":{"metadata":{"name":7}}}"#,
+            r#"{"type":"ADDED","object":{"metadata":{"annotations":{"a":{}}}}}"#,
+            r#"{"type":"ADDED","object":{"spec":{"podCIDRs":"10.5.1.0/24"}}}"#,
+        ] {
+            let taken = parse(line.as_bytes()).and_then(|event| take(&mut roster, &event));
+            assert!(matches!(taken, Err(Failure::Away(_))), "{line}: {taken:?}");
+        }
+        // Of a later version of the API, perhaps.
+        let event = parse(br#"{"type":"ADDED","object":{"metadata":{"name":"n","later":[1]},"later":{}}}"#).unwrap();
+        assert!(take(&mut roster, &event).is_ok_and(|(_, matters)| !matters));
+        assert!(roster.listing().leases.is_empty());
+    }
+}
