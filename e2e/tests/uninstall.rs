@@ -151,7 +151,7 @@ fn stable_picture(node: &Node) -> Picture {
 fn gives_the_node_back(backend: Backend, families: Families) {
     let work = work();
     let mut cluster = cluster(&work, &Settings::new(backend, Store::File).with(families));
-    let before = picture(&cluster.nodes[0]);
+    let before = stable_picture(&cluster.nodes[0]);
     let when = format!("{backend}, {families:?}");
     let start = Instant::now();
     for node in &mut cluster.nodes {
@@ -263,7 +263,7 @@ fn the_plugins_leave_nothing_either() {
     fs::create_dir(&bin).unwrap();
     // The runtime's.
     fs::create_dir(state.join("results")).unwrap();
-    let before = picture(node);
+    let before = stable_picture(node);
     let bin_dir = bin.to_str().unwrap();
     assert!(run_plugin(node, &["install", "--bin-dir", bin_dir]).status.success());
     node.start_daemon().unwrap();

@@ -323,8 +323,9 @@ impl Reconciler {
             if failures.is_empty() {
                 let (left, errors) = predecessor::remove_rules(&mut self.nft);
                 failures.extend(errors);
+                // What stays for now is looked at again.
+                self.took_over = failures.is_empty() && left.is_empty();
                 self.health.note("rules of Go flannel", left);
-                self.took_over = failures.is_empty();
             }
         }
         // Switched on only: others on the node may need it too.

@@ -142,6 +142,12 @@ fn take_over_rules(neighbour: &Netns, dir: &Path) {
         saved.contains("172.17.0.0/16") && !saved.contains("-j FLANNEL-POSTRTG") && !saved.contains(":FLANNEL-P"),
         "{saved}"
     );
+
+    // Once nothing is dropped there any more, flannel's accepts go too, and nothing is left to be said.
+    run("ip6tables-nft", &["-P", "FORWARD", "ACCEPT"]);
+    assert!(reconciler.pass(&own, &leases, Source::Store, false));
+    assert!(!run("ip6tables-nft-save", &[]).contains("FLANNEL-FWD"));
+    assert!(!reconciler.health.notes().contains("Go flannel"), "{}", reconciler.health.notes());
 }
 
 /// Runs a program in the namespace of the calling thread, and returns what it printed.

@@ -16,6 +16,8 @@ const NAME: usize = 32;
 const INFO: usize = 84;
 /// The entries in struct ipt_get_entries, behind name and size, aligned for their counters.
 const ENTRIES: usize = 40;
+/// Name and revision of a target in struct xt_error_target, behind which it holds a text.
+const TARGET: usize = 30;
 /// Larger tables are not looked at.
 const MAX_BYTES: usize = 16 << 20;
 
@@ -43,11 +45,13 @@ pub fn has_chain(family: Family, table: &str, chain: &str) -> Result<bool> {
     if !names.lines().any(|name| name == table) {
         return Ok(false);
     }
-    // A chain begins with an entry whose target holds its name (struct xt_error_target), NUL and all.
+    // A chain begins with an entry whose target is called ERROR and holds the chain's name, NUL and all.
     let wanted = [chain.as_bytes(), &[0]].concat();
+    let length = TARGET + wanted.len();
+    let begins_chain = |bytes: &[u8]| bytes.starts_with(b"ERROR\0") && bytes.get(TARGET..) == Some(&wanted[..]);
     let entries =
         entries(family, table).map_err(|errno| Error::new(format!("reading iptables' table {table}"), errno))?;
-    Ok(entries.windows(wanted.len()).any(|bytes| bytes == wanted))
+    Ok(entries.windows(length).any(begins_chain))
 }
 
 #[expect(clippy::disallowed_methods, reason = "this crate is where such sockets live")]
