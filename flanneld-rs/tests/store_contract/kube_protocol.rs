@@ -68,7 +68,7 @@ async fn a_list_is_streamed_and_ends_in_a_bookmark(place: Place) {
     api.join("a", &["10.5.1.0/24"]).await;
     api.join("b", &["10.5.2.0/24"]).await;
     let client = api.client("node").await;
-    let path = "/api/v1/nodes?watch=true&timeoutSeconds=2&allowWatchBookmarks=true&sendInitialEvents=true";
+    let path = "/api/v1/nodes?watch=true&timeoutSeconds=3&allowWatchBookmarks=true&sendInitialEvents=true";
     let text = get(&client, &format!("{path}&resourceVersionMatch=NotOlderThan&resourceVersion=0")).await.unwrap();
     let events = events(api, &text);
     if events.iter().any(|(kind, ..)| kind == "ERROR") && api.double.is_none() {
@@ -93,7 +93,7 @@ async fn a_watch_goes_on_from_a_version_and_ends_in_time(place: Place) {
     api.give("b", &["10.5.2.0/24"]).await;
     api.leave("a").await;
     let client = api.client("node").await;
-    let path = format!("/api/v1/nodes?watch=true&timeoutSeconds=2&allowWatchBookmarks=true&resourceVersion={version}");
+    let path = format!("/api/v1/nodes?watch=true&timeoutSeconds=3&allowWatchBookmarks=true&resourceVersion={version}");
     let text = get(&client, &path).await.unwrap();
     let seen = events(api, &text);
     let changes: Vec<_> = seen.iter().filter(|event| event.0 != "BOOKMARK").collect();

@@ -61,13 +61,13 @@ fn a_server_that_hangs_is_noticed_by_its_silence() {
     with_two_nodes(async |place| {
         let api = place.kube();
         api.double_of().faults(|faults| faults.bookmarks = Duration::from_millis(100));
-        let store = api.open_with("node-1", Duration::from_secs(2));
+        let store = api.open_with("node-1", Duration::from_secs(4));
         let watch = store.watch();
         let mut seen = watch.receiver();
         until(&mut seen, is_live).await;
         // Bookmarks are signs of life.
         api.double_of().calls();
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(api.double_of().calls(), [], "no new watch while bookmarks come");
         api.double_of().faults(|faults| faults.hangs = true);
         until(&mut seen, is_down).await;
