@@ -212,10 +212,10 @@ fn converse(world: &World, life: u64, stream: TcpStream) {
     connection.close();
 }
 
-/// While the server hangs, nothing is said and nothing is closed. False: it has ended.
+/// While the server or its queue hangs, nothing is said and nothing is closed. False: it has ended.
 fn stand_still(world: &World, life: u64) -> bool {
     let mut state = world.lock();
-    while state.faults.hangs && state.life == life {
+    while (state.faults.hangs || state.faults.queues) && state.life == life {
         state = world.wait(state, Duration::from_millis(50));
     }
     state.life == life

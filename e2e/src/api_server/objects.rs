@@ -43,6 +43,8 @@ impl Call {
 pub struct Faults {
     /// nothing is answered, and nothing closed, as by a machine that hangs
     pub hangs: bool,
+    /// requests wait in a queue and are not answered; watches that stand go on
+    pub queues: bool,
     /// so many requests are told to come again, after so many seconds
     pub throttled: (usize, u64),
     /// so many patches meet another one
@@ -63,6 +65,7 @@ impl Default for Faults {
     fn default() -> Self {
         Faults {
             hangs: false,
+            queues: false,
             throttled: (0, 0),
             conflicts: 0,
             forbids: false,

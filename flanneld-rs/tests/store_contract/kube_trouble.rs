@@ -78,6 +78,31 @@ fn a_server_that_hangs_is_noticed_by_its_silence() {
 }
 
 #[test]
+fn a_slow_request_does_not_end_the_watch() {
+    with_two_nodes(async |place| {
+        let api = place.kube();
+        let store = api.open("node-1");
+        let own = node(1).acquire(&store, &config()).await.unwrap();
+        let watch = store.watch();
+        let mut seen = watch.receiver();
+        until(&mut seen, |snapshot| is_live(snapshot) && leases(snapshot).len() == 2).await;
+        api.double_of().calls();
+        api.double_of().faults(|faults| faults.queues = true);
+        let renewed = store.renew(&own, &own.lease.announcement).await;
+        assert!(matches!(&renewed, Err(StoreError::Unavailable(_))), "{renewed:?}");
+        // By the watch of before: another one would wait in the queue.
+        api.double_of().delete_node(&api.name("node-2"));
+        until(&mut seen, |snapshot| leases(snapshot).len() == 1).await;
+        assert!(is_live(&seen.borrow()));
+        api.double_of().faults(|faults| faults.queues = false);
+        let renewed = store.renew(&own, &own.lease.announcement).await;
+        assert!(renewed.is_ok(), "{renewed:?}");
+        let calls = api.double_of().calls();
+        assert!(calls.iter().all(|call| !call.watch.0), "no other watch: {calls:?}");
+    });
+}
+
+#[test]
 fn a_watch_that_ends_is_followed_by_another() {
     with_two_nodes(async |place| {
         let api = place.kube();

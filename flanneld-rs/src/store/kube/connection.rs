@@ -53,6 +53,8 @@ pub(super) enum Failure {
     Refused(String),
     /// it does not do them for us
     Forbidden(String),
+    /// the connection has failed, and the client with it
+    Broken(String),
     /// it cannot be asked, or does not let us: may pass
     Away(String),
 }
@@ -70,7 +72,11 @@ impl Failure {
         match self {
             Self::Missing => "it is not there".into(),
             Self::Gone => "the history that was asked for is gone".into(),
-            Self::Conflict(why) | Self::Throttled(why, _) | Self::Refused(why) | Self::Away(why) => why,
+            Self::Conflict(why)
+            | Self::Throttled(why, _)
+            | Self::Refused(why)
+            | Self::Broken(why)
+            | Self::Away(why) => why,
             Self::Forbidden(why) => format!(
                 "{why} (the ClusterRole must allow: get of pods; get, list and watch of nodes; patch of nodes/status)"
             ),
@@ -202,12 +208,10 @@ impl Connection {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 self.give_up(turn);
-                return Err(Failure::Away(chain(&error)));
+                return Err(Failure::Broken(chain(&error)));
             }
-            Err(_) => {
-                self.give_up(turn);
-                return Err(Failure::Away(silence()));
-            }
+            // It may wait in one of the server's queues, which says nothing about others: only its own connection is closed.
+            Err(_) => return Err(Failure::Away(silence())),
         };
         let (head, body) = response.into_parts();
         let mut answer = Answer { body, read: Vec::new(), taken: 0, searched: 0 };
@@ -229,7 +233,10 @@ impl Connection {
             match self.open(request.clone()).await {
                 Ok((mut answer, turn)) => {
                     let whole = answer.whole(MAX_ANSWER).await;
-                    return whole.inspect_err(|_| self.give_up(turn));
+                    if let Err(Failure::Broken(_)) = &whole {
+                        self.give_up(turn);
+                    }
+                    return whole;
                 }
                 Err(Failure::Throttled(_, wait)) if attempt < ATTEMPTS => tokio::time::sleep(wait).await,
                 Err(failure) => return Err(failure),
@@ -331,7 +338,7 @@ impl Answer {
                 }
                 Ok(true)
             }
-            Some(Err(error)) => Err(Failure::Away(chain(&error))),
+            Some(Err(error)) => Err(Failure::Broken(chain(&error))),
         }
     }
 }
