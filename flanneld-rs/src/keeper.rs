@@ -18,6 +18,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// A list of leases that lags behind our own writes is no reason for a storm of renewals.
 const DOUBT: Duration = Duration::from_secs(2);
+/// One that stays otherwise, whatever we write, is met with growing patience, up to this.
+const LONGEST_DOUBT: Duration = Duration::from_secs(60);
 /// The longest sleep between two looks at the wall clock, which may jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -121,7 +123,7 @@ impl Keeper {
         let mut pause = FIRST_RETRY;
         let mut retry: Option<Instant> = None;
         // A list that has caught up once is believed at once, but no more often than that: others may write as we do.
-        let (mut doubt_from, mut believed_from) = (Instant::now() + DOUBT, Instant::now());
+        let (mut doubt, mut doubt_from, mut believed_from) = (DOUBT, Instant::now() + DOUBT, Instant::now());
         // Whichever comes first: the wall clock also counts while the machine sleeps, this one is never set back.
         let mut latest = Instant::now() + self.until_renewal(&own);
         loop {
@@ -129,14 +131,17 @@ impl Keeper {
             let bounded = due.min(Instant::now() + LONGEST_SLEEP);
             let shown = self.shows(&own);
             if shown == Some(true) {
+                doubt = DOUBT;
                 doubt_from = doubt_from.min(believed_from);
             }
+            let mut doubted = false;
             let renew = tokio::select! {
                 // In one order, so that a simulation can be repeated.
                 biased;
                 () = sleep_until(bounded) => due <= Instant::now() || self.until_renewal(&own).is_zero(),
                 () = sleep_until(doubt_from), if shown == Some(false) => {
                     believed_from = Instant::now() + DOUBT;
+                    doubted = true;
                     tracing::warn!("lease {}: the store shows it otherwise than we left it", own.lease.key());
                     true
                 }
@@ -153,7 +158,10 @@ impl Keeper {
             if !renew {
                 continue;
             }
-            doubt_from = Instant::now() + DOUBT;
+            doubt_from = Instant::now() + doubt;
+            if doubted {
+                doubt = (2 * doubt).min(LONGEST_DOUBT);
+            }
             let announcement = self.announcement.borrow_and_update().clone();
             match self.store.renew(&own, &announcement).await {
                 Ok(renewed) => {

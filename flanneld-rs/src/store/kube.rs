@@ -138,7 +138,7 @@ impl KubeStore {
             let published = self.names.overwritten(announcement.clone(), node.annotations());
             // Who has no subnet has nothing to tell.
             let ready = !subnets.is_empty();
-            let changes = self.names.changes(&published, node.annotations());
+            let changes = self.names.changes(&published, &self.connection.options.families, node.annotations());
             if ready
                 && !changes.is_empty()
                 && !self.patch(name, serde_json::json!({"metadata": {"annotations": changes}})).await?

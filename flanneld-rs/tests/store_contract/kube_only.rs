@@ -27,6 +27,7 @@ macro_rules! on_both {
 
 on_both! {
     what_is_written_is_what_go_flannel_writes
+    a_family_without_an_underlay_is_taken_back
     an_administrators_addresses_are_published
     a_node_gets_its_podcidr_late
     a_node_that_is_re_created_moves_to_its_new_subnet
@@ -89,6 +90,32 @@ async fn what_is_written_is_what_go_flannel_writes(place: Place) {
     assert_eq!(second.renew(&own, &plain.announcement).await.unwrap(), own);
     plain.acquire(&api.open("node-2"), &NetworkConfig::parse(host_gw).unwrap()).await.unwrap();
     assert_eq!(api.node("node-2").await["metadata"]["resourceVersion"], before);
+}
+
+async fn a_family_without_an_underlay_is_taken_back(place: Place) {
+    let api = place.kube();
+    api.join("node-1", &["10.5.1.0/24", "fd00:5:0:1::/64"]).await;
+    let text = r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+    let config = NetworkConfig::parse(text).unwrap();
+    node(1).dual().acquire(&api.open("node-1"), &config).await.unwrap();
+    let laid_down = [("node-public-ipv6", "fd00:64::77"), ("public-ipv6-overwrite", "fd00:64::78")];
+    api.annotate("node-1", &laid_down).await;
+    // The machine comes up without IPv6.
+    let store = api.open("node-1");
+    let own = node(1).acquire(&store, &config).await.unwrap();
+    let vtep = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:01"}"#;
+    let expected = pairs(&[
+        ("backend-data", vtep),
+        ("backend-type", "vxlan"),
+        ("kube-subnet-manager", "true"),
+        ("node-public-ipv6", "fd00:64::77"),
+        ("public-ip", "192.168.64.1"),
+        ("public-ipv6-overwrite", "fd00:64::78"),
+    ]);
+    assert_eq!(api.annotations("node-1").await, expected);
+    // What the list shows is what was left there, so that nothing has to be renewed.
+    let watch = store.watch();
+    until(&mut watch.receiver(), |snapshot| leases(snapshot).get(&own.lease.subnets) == Some(&own.lease)).await;
 }
 
 async fn an_administrators_addresses_are_published(place: Place) {

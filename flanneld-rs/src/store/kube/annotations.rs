@@ -11,6 +11,9 @@ use std::net::IpAddr;
 /// The annotations of one Node object.
 pub(super) type Annotations = BTreeMap<String, String>;
 
+/// A patch of annotations: new values; none, in JSON null, deletes (as in every strategic merge patch).
+pub(super) type Changes = BTreeMap<String, Option<String>>;
+
 /// A domain, a slash and perhaps the beginning of a name: what flannel takes.
 const PREFIX: &str = "(?:[a-z0-9_-]+\\.)+[a-z0-9_-]+/(?:[a-z0-9_-]+-)?$";
 
@@ -121,16 +124,24 @@ impl Names {
         PerFamily::from_fn(laid_down)
     }
 
-    /// The annotations that are not yet as `announcement` wants them, with their new values.
-    pub(super) fn changes(&self, announcement: &Announcement, present: &Annotations) -> Annotations {
-        let mut wanted =
-            vec![(&self.managed, "true".to_owned()), (&self.backend_type, announcement.backend_type.clone())];
+    /// The annotations that are not yet as `announcement` wants them, with their new values. None: to be deleted, since of a
+    /// family in use that is not announced peers would otherwise go on with an address of the past. What is of a family not in
+    /// use is not looked at by anybody, and is let be.
+    pub(super) fn changes(&self, announcement: &Announcement, in_use: &[Family], present: &Annotations) -> Changes {
+        let mut wanted = vec![
+            (&self.managed, Some("true".to_owned())),
+            (&self.backend_type, Some(announcement.backend_type.clone())),
+        ];
         for (family, names) in self.families.iter() {
-            let Some(endpoint) = announcement.endpoints.get(family) else { continue };
-            wanted.push((&names.data, endpoint.data.clone().unwrap_or_else(|| "null".into())));
-            wanted.push((&names.public, endpoint.public_ip.to_string()));
+            let endpoint = announcement.endpoints.get(family);
+            if endpoint.is_none() && !in_use.contains(&family) {
+                continue;
+            }
+            let data = |endpoint: &Endpoint| endpoint.data.clone().unwrap_or_else(|| "null".into());
+            wanted.push((&names.data, endpoint.map(data)));
+            wanted.push((&names.public, endpoint.map(|endpoint| endpoint.public_ip.to_string())));
         }
-        let differs = |(name, value): &(&String, String)| present.get(*name) != Some(value);
+        let differs = |(name, value): &(&String, Option<String>)| present.get(*name) != value.as_ref();
         wanted.into_iter().filter(differs).map(|(name, value)| (name.clone(), value)).collect()
     }
 }
@@ -169,6 +180,11 @@ mod tests {
         pairs.iter().map(|(name, value)| (format!("{FLANNEL}/{name}"), (*value).to_owned())).collect()
     }
 
+    fn written(announcement: &Announcement, present: &Annotations) -> Annotations {
+        let changes = names().changes(announcement, &Family::ALL, present);
+        changes.into_iter().map(|(name, value)| (name, value.expect("nothing is deleted"))).collect()
+    }
+
     fn names() -> Names {
         Names::new(FLANNEL).unwrap()
     }
@@ -187,8 +203,8 @@ mod tests {
     #[test]
     fn what_go_flannel_wrote_is_what_we_would_write() {
         let announcement = names().announcement(&vxlan()).unwrap();
-        assert_eq!(names().changes(&announcement, &Annotations::new()), vxlan());
-        assert_eq!(names().changes(&announcement, &vxlan()), Annotations::new());
+        assert_eq!(written(&announcement, &Annotations::new()), vxlan());
+        assert_eq!(written(&announcement, &vxlan()), Annotations::new());
         assert!(names().is_managed(&vxlan()) && !names().is_managed(&Annotations::new()));
         let host_gw = annotations(&[
             ("backend-data", "null"),
@@ -197,7 +213,7 @@ mod tests {
             ("public-ip", "192.168.64.3"),
         ]);
         let announcement = names().announcement(&host_gw).unwrap();
-        assert_eq!(names().changes(&announcement, &Annotations::new()), host_gw);
+        assert_eq!(written(&announcement, &Annotations::new()), host_gw);
     }
 
     #[test]
@@ -228,13 +244,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_longer_announced_is_deleted() {
+        let mut own = names().announcement(&vxlan()).unwrap();
+        own.endpoints.v6 = None;
+        let mut present = vxlan();
+        present.extend(annotations(&[("public-ipv6-overwrite", "fd00::7"), ("node-public-ipv6", "fd00::9")]));
+        let deleted = ["backend-v6-data", "public-ipv6"].map(|name| (format!("{FLANNEL}/{name}"), None));
+        assert_eq!(names().changes(&own, &Family::ALL, &present), deleted.into());
+        assert_eq!(names().changes(&own, &[Family::V4], &present), Changes::new());
+        present.retain(|name, _| !name.ends_with("/backend-v6-data") && !name.ends_with("/public-ipv6"));
+        assert_eq!(names().changes(&own, &Family::ALL, &present), Changes::new());
+    }
+
+    #[test]
     fn an_administrator_lays_down_addresses() {
         let own = names().announcement(&vxlan()).unwrap();
         let mut present = vxlan();
         present.extend(annotations(&[("public-ip-overwrite", "203.0.113.7"), ("public-ipv6-overwrite", "nonsense")]));
         present.extend(annotations(&[("node-public-ip", "192.168.64.9"), ("node-public-ipv6", "")]));
         let published = names().overwritten(own, &present);
-        assert_eq!(names().changes(&published, &present), annotations(&[("public-ip", "203.0.113.7")]));
+        assert_eq!(written(&published, &present), annotations(&[("public-ip", "203.0.113.7")]));
         assert_eq!(names().laid_down(&present).v4, "192.168.64.9".parse().ok());
         assert_eq!(names().laid_down(&present).v6, None);
     }
