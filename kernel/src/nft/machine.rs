@@ -110,12 +110,13 @@ impl Members {
 }
 
 /// The machine, with a packet in it.
+#[derive(Clone)]
 pub(super) struct Machine<'a> {
     packet: &'a Packet,
     network: Vec<u8>,
     transport: Vec<u8>,
     /// None: a rule has set it to what is not known
-    mark: Option<u32>,
+    pub(super) mark: Option<u32>,
     registers: [Option<u8>; REGISTERS],
 }
 
@@ -126,9 +127,9 @@ enum Stop {
 }
 
 impl<'a> Machine<'a> {
-    pub(super) fn new(packet: &'a Packet) -> Self {
+    pub(super) fn new(packet: &'a Packet, mark: Option<u32>) -> Self {
         let (network, transport) = packet.headers();
-        Machine { packet, network, transport, mark: Some(0), registers: [None; REGISTERS] }
+        Machine { packet, network, transport, mark, registers: [None; REGISTERS] }
     }
 
     /// Runs one rule's expressions (the content of NFTA_RULE_EXPRESSIONS). `members` looks sets up by name.
@@ -244,16 +245,19 @@ impl<'a> Machine<'a> {
             "target" => match text(content, 1).as_deref() {
                 Some("REJECT") => return Err(Stop::Decides(Verdict::Drop)),
                 Some("NFQUEUE") => return Err(Stop::Decides(Verdict::Accept)),
-                _ => {}
+                Some("LOG" | "NFLOG" | "TRACE" | "TCPMSS" | "CT" | "NOTRACK" | "DSCP" | "TOS" | "CLASSIFY" | "SET") => {
+                }
+                // MARK, CONNMARK, and what may do the same.
+                _ => self.mark = None,
             },
             "reject" => return Err(Stop::Decides(Verdict::Drop)),
             // What becomes of it is a process's decision.
             "queue" => return Err(Stop::Decides(Verdict::Accept)),
             // It depends on other packets whether they let the rule go on.
-            "limit" | "quota" | "connlimit" => return Ok(false),
+            // So it does for a named limit, and for one in a set, or a set that is full.
+            "limit" | "quota" | "connlimit" | "objref" | "dynset" => return Ok(false),
             // These do in any case.
-            "counter" | "log" | "last" | "objref" | "notrack" | "dup" | "flow_offload" | "payload" | "ct"
-            | "dynset" => {}
+            "counter" | "log" | "last" | "notrack" | "dup" | "flow_offload" | "payload" | "ct" => {}
             // Whatever it has loaded is not known.
             _ => {
                 self.registers = [None; REGISTERS];
@@ -382,5 +386,5 @@ pub(super) fn run_as_rule(bytes: &[u8]) {
     let packet = Packet { source: [10, 42, 1, 2].into(), destination: [10, 42, 2, 2].into(), input, output };
     let elements = attributes(bytes).map(|(_, element)| element.to_vec()).collect();
     let mut members = Some(Members { flags: super::encode::SET_INTERVAL, length: bytes.len() % 17, elements });
-    let _ = Machine::new(&packet).run(bytes, &mut |_| members.take());
+    let _ = Machine::new(&packet, Some(0)).run(bytes, &mut |_| members.take());
 }

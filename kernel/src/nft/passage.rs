@@ -18,6 +18,9 @@ const DROP: u32 = 0;
 const DORMANT: u32 = 1;
 /// Rules that are tried for one packet. Beyond that it counts as let through: an unfounded complaint is worse than none.
 const MOST_RULES: usize = 50_000;
+/// Elements of a set that are looked at, as long lists of addresses are read anew whenever rules change. Of larger ones it is
+/// not known what they hold.
+const MOST_ELEMENTS: usize = 10_000;
 /// The kernel allows jumps as deep (NFT_JUMP_STACK_SIZE); as many decisions that are not certain are followed both ways.
 const MOST_JUMPS: usize = 16;
 
@@ -86,7 +89,7 @@ impl Nft {
         let is_met = |chain: &&ForwardChain| [packet.family(), Family::Inet].contains(&chain.family);
         for ForwardChain { family, table, name, drops } in chains.iter().filter(is_met) {
             let mut walk = Walk { socket: &mut self.socket, family: *family, table, chains: BTreeMap::new(), rules: 0 };
-            if let Some(by) = walk.from(vec![(name.clone(), 0)], packet, *drops, 0)? {
+            if let Some(by) = walk.from(vec![(name.clone(), 0)], Machine::new(packet, Some(0)), *drops, 0)? {
                 found.push(Obstacle { family: *family, table: table.clone(), chain: name.clone(), by });
             }
         }
@@ -106,16 +109,15 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Goes on from the rule that is on top of `stack` (chains, with the next rule of each); what drops the packet, if anything
-    /// does in any case.
+    /// Goes on from the rule that is on top of `stack` (chains, with the next rule of each), as `machine` has the packet by then;
+    /// what drops it, if anything does in any case.
     fn from(
         &mut self,
         mut stack: Vec<(String, usize)>,
-        packet: &Packet,
+        mut machine: Machine<'_>,
         drops: bool,
         guesses: usize,
     ) -> Result<Option<Dropper>> {
-        let mut machine = Machine::new(packet);
         while let Some((chain, index)) = stack.pop() {
             let Some(rule) = self.rule(&chain, index)? else { continue };
             self.rules += 1;
@@ -137,7 +139,7 @@ impl Walk<'_> {
             }
             if ruling.certain {
                 stack = taken;
-            } else if self.from(taken, packet, drops, guesses + 1)?.is_none() {
+            } else if self.from(taken, machine.clone(), drops, guesses + 1)?.is_none() {
                 return Ok(None);
             }
         }
@@ -187,7 +189,7 @@ fn rules(socket: &mut Socket, family: Family, table: &str, chain: &str) -> Resul
     })
 }
 
-/// A set with its elements. None: there is none.
+/// A set with its elements. None: there is none, or it has more than are looked at.
 fn members(socket: &mut Socket, family: Family, table: &str, set: &str) -> Result<Option<Members>> {
     let content = || Attributes::after(&header(family)).text(1, table);
     let description = content().text(2, set);
@@ -199,11 +201,13 @@ fn members(socket: &mut Socket, family: Family, table: &str, set: &str) -> Resul
         let content = content().text(2, set);
         let dump = |found: &mut Vec<Vec<u8>>, payload: &[u8]| {
             let list = find(payload, 3).unwrap_or_default();
-            found.extend(attributes(list).map(|(_, element)| element.to_vec()));
+            // One more tells that there are too many.
+            let room = (MOST_ELEMENTS + 1).saturating_sub(found.len());
+            found.extend(attributes(list).take(room).map(|(_, element)| element.to_vec()));
         };
         members.elements = ask(socket, (GET_ELEMENT, NEW_ELEMENT), NLM_F_DUMP, content, dump)?;
     }
-    Ok(members)
+    Ok(members.filter(|members| members.elements.len() <= MOST_ELEMENTS))
 }
 
 /// One question to the kernel; what is not there, or no more, is an empty answer.
