@@ -23,13 +23,13 @@ const CHAINS: [(&str, &str, &str); 2] = [
     ("filter", "FLANNEL-FWD", "FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD"),
 ];
 
-/// Removes them. Returns what stays and why, in words, and what could not be removed.
-pub(crate) fn remove_rules(nft: &mut Nft) -> (String, Vec<kernel::Error>) {
+/// Removes them. Returns what stays and why, in words; none of it keeps the node from serving pods.
+pub(crate) fn remove_rules(nft: &mut Nft) -> String {
     let (mut stays, mut failures) = (legacy().into_iter().collect::<Vec<_>>(), Vec::new());
     let mut note = |what: String, removed: kernel::Result<bool>| match removed {
         Ok(true) => tracing::info!("removed {what} of Go flannel"),
         Ok(false) => {}
-        Err(error) => failures.push(error),
+        Err(error) => failures.push(format!("{what} stays: {error}")),
     };
     for family in Family::ALL {
         let of = nft_family(family);
@@ -37,18 +37,24 @@ pub(crate) fn remove_rules(nft: &mut Nft) -> (String, Vec<kernel::Error>) {
         for (table, chain, rule) in CHAINS {
             let (base, _) = rule.split_once(' ').unwrap_or_default();
             // What pods need: an accept in our table does not overrule a drop in that one.
-            match nft.drops_by_default(of, table, base) {
-                Ok(true) if nft.has_chain(of, table, chain).unwrap_or(false) => stays.push(format!(
-                    "chain {chain} stays in table {of} {table}: it lets pods through where {base} drops all else"
-                )),
-                _ => {
+            match nft.drops_after(of, table, base, chain) {
+                Ok(true) => {
+                    if nft.has_chain(of, table, chain).unwrap_or(true) {
+                        stays.push(format!(
+                            "chain {chain} stays in table {of} {table}: it lets pods through where {base} drops others"
+                        ));
+                    }
+                }
+                Ok(false) => {
                     let removed = nft.delete_foreign_chain(of, table, chain);
                     note(format!("iptables chain {chain} ({of} {table}) and the rules that lead to it"), removed);
                 }
+                Err(error) => note(format!("iptables chain {chain} ({of} {table})"), Err(error)),
             }
         }
     }
-    (stays.join("; "), failures)
+    stays.extend(failures);
+    stays.join("; ")
 }
 
 /// What people have to remove themselves, with the commands.

@@ -321,10 +321,9 @@ impl Reconciler {
             failures.extend(unwanted.filter_map(|(family, name)| self.nft.delete(family, name).err()));
             // Not before ours stand.
             if failures.is_empty() {
-                let (left, errors) = predecessor::remove_rules(&mut self.nft);
-                failures.extend(errors);
+                let left = predecessor::remove_rules(&mut self.nft);
                 // What stays for now is looked at again.
-                self.took_over = failures.is_empty() && left.is_empty();
+                self.took_over = left.is_empty();
                 self.health.note("rules of Go flannel", left);
             }
         }

@@ -41,9 +41,24 @@ impl Nft {
         Ok(false)
     }
 
-    /// Whether somebody's base chain drops what none of its rules accepts.
-    pub fn drops_by_default(&mut self, family: Family, table: &str, chain: &str) -> Result<bool> {
-        self.read_chain(family, table, chain, |found, payload| *found = number(payload, 5) == Some(DROP))
+    /// Whether somebody's base chain `base` drops or refuses packets behind the rule that leads to `chain`: by its policy, or by
+    /// a rule of its own.
+    pub fn drops_after(&mut self, family: Family, table: &str, base: &str, chain: &str) -> Result<bool> {
+        if self.read_chain(family, table, base, |found, payload| *found = number(payload, 5) == Some(DROP))? {
+            return Ok(true);
+        }
+        let table = Table { family, name: table.into(), ..Table::default() };
+        let content = Attributes::after(&super::encode::header(family)).text(1, &table.name).text(2, base);
+        // In the chain's order.
+        let mut passed = false;
+        read(&mut self.socket, &table, (GET_RULE, NEW_RULE), NLM_F_DUMP, content, |found, payload| {
+            if text(payload, 1).is_some_and(|name| name == table.name)
+                && text(payload, 2).is_some_and(|name| name == base)
+            {
+                *found |= passed && drops(payload);
+                passed |= leads_to(payload).any(|to| to == chain);
+            }
+        })
     }
 
     /// Whether somebody's table has a chain called `chain`.
@@ -88,8 +103,23 @@ fn leads_to(rule: &[u8]) -> impl Iterator<Item = String> {
     })
 }
 
+/// Whether a rule drops or refuses the packets that it matches.
+fn drops(rule: &[u8]) -> bool {
+    attributes(find(rule, 4).unwrap_or_default()).any(|(_, expression)| {
+        let content = find(expression, 2).unwrap_or_default();
+        match text(expression, 1).as_deref() {
+            Some("reject") => true,
+            Some("target") => text(content, 1).is_some_and(|name| name == "REJECT"),
+            Some("immediate") => {
+                find(content, 2).and_then(|data| find(data, 2)).is_some_and(|verdict| number(verdict, 1) == Some(DROP))
+            }
+            _ => false,
+        }
+    })
+}
+
 /// For tests only: no answer of the kernel may make a decoder panic.
 #[cfg(fuzzing)]
 pub(crate) fn decode_as_everything(payload: &[u8]) {
-    let _ = leads_to(payload).count();
+    let _ = (leads_to(payload).count(), drops(payload));
 }

@@ -58,3 +58,21 @@ fn a_chain_goes_with_what_leads_to_it_and_nothing_else_does() {
     assert!(!nft.delete_foreign_chain(Family::Ip6, "nat", "FLANNEL-POSTRTG").unwrap(), "there is no such table");
     assert_eq!(rules(&namespace), before);
 }
+
+#[test]
+fn what_drops_behind_the_way_to_a_chain_is_seen() {
+    for (rules, wanted) in [
+        (&["-P FORWARD ACCEPT", "-A FORWARD -j OURS"][..], false),
+        (&["-A FORWARD -s 192.0.2.1 -j DROP", "-A FORWARD -j OURS", "-A FORWARD -j MINE"], false),
+        (&["-A FORWARD -j OURS", "-A FORWARD -j DROP"], true),
+        (&["-A FORWARD -j OURS", "-A FORWARD -i eth1 -j REJECT"], true),
+        (&["-P FORWARD DROP", "-A FORWARD -j OURS"], true),
+    ] {
+        let namespace = fresh();
+        for rule in [&["-N OURS", "-N MINE", "-A MINE -j DROP"][..], rules].concat() {
+            run(&namespace, &format!("iptables-nft {rule}"));
+        }
+        let mut nft = Nft::open_in(&namespace).unwrap();
+        assert_eq!(nft.drops_after(Family::Ip, "filter", "FORWARD", "OURS").unwrap(), wanted, "{rules:?}");
+    }
+}
