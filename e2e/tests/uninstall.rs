@@ -236,6 +236,20 @@ fn a_node_with_pods_goes_on_forwarding() {
     assert!(switch["outcome"] == "kept" && switch["reason"].as_str().unwrap().contains("pod"), "{switch}");
     assert_eq!(forwards(node), "1");
     node.remove_pod("pod").unwrap();
+    // A virtual machine's way out.
+    oracle::ip(&node.host.network, "tuntap add dev tap0 mode tap").unwrap();
+    eventually(LIMIT, || {
+        let kept = uninstall(node);
+        let reason =
+            kept.iter().find(|item| item["name"] == "net/ipv4/ip_forward").map(|item| item["reason"].to_string());
+        if reason.as_ref().is_some_and(|reason| reason.contains("tap0")) {
+            Ok(())
+        } else {
+            Err(format!("{kept:?}").into())
+        }
+    })
+    .unwrap();
+    oracle::ip(&node.host.network, "link delete tap0").unwrap();
     eventually(LIMIT, || {
         let given_back = uninstall(node).iter().any(|item| item["name"] == "net/ipv4/ip_forward = 0");
         if given_back { Ok(()) } else { Err("the pod's device is still there".into()) }

@@ -6,7 +6,7 @@
 //! since stays as it is.
 
 use crate::family::Family;
-use kernel::netlink::{LinkKind, Netlink};
+use kernel::netlink::{Link, LinkKind, Netlink};
 use kernel::netns::Netns;
 use kernel::sysctl;
 use nix::errno::Errno;
@@ -121,13 +121,15 @@ impl IpForward {
         if record.switches.is_empty() || record.place != place()? {
             return Ok(Return::default());
         }
-        let pod = a_pod()?;
+        let user = a_user()?;
         let mut all = Return::default();
         for (switch, values) in &record.switches {
             match values.get(switch) {
                 Some(own) if sysctl::get(switch).is_ok_and(|now| now == own.ours) => {
-                    if let Some(pod) = &pod {
-                        let reason = format!("{pod} is the way to a pod or container; run this again without them");
+                    if let Some(user) = &user {
+                        let reason = format!(
+                            "{user} leads to a pod, a machine or a network that may need it; run this again without"
+                        );
                         all.kept.push((switch.clone(), reason));
                         all.waits = true;
                         continue;
@@ -195,13 +197,17 @@ fn about_to_change(family: Family) -> BTreeMap<String, Value> {
     [(switch(family).to_owned(), "1")].into_iter().chain(keys).chain(redirects).filter_map(value).collect()
 }
 
-/// The name of a device by which pods or containers are reached, if there is one: they may rely on forwarding, whoever
-/// switched it on.
-fn a_pod() -> Result<Option<String>, String> {
+/// The name of a device by which pods, containers, virtual machines or other networks are reached, if there is one: they may
+/// rely on forwarding, whoever switched it on.
+fn a_user() -> Result<Option<String>, String> {
     let links = Netlink::open().and_then(|mut netlink| netlink.links()).map_err(|error| error.to_string())?;
-    let is_pod =
-        |kind: &LinkKind, alias: &str, port: bool| *kind == LinkKind::Veth && (port || alias.starts_with(POD_ALIAS));
-    Ok(links.into_iter().find(|link| is_pod(&link.kind, &link.alias, link.master.is_some())).map(|link| link.name))
+    let uses = |link: &Link| match &link.kind {
+        LinkKind::Veth => link.master.is_some() || link.alias.starts_with(POD_ALIAS),
+        LinkKind::Tun | LinkKind::WireGuard => link.alias != kernel::LINK_ALIAS,
+        LinkKind::Other(kind) => kind == "tap",
+        _ => false,
+    };
+    Ok(links.into_iter().find(uses).map(|link| link.name))
 }
 
 fn place() -> Result<String, String> {

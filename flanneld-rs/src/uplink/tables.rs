@@ -41,7 +41,10 @@ impl Tables {
         let mut drivers = BTreeMap::new();
         // The kernel's own devices have the name of a kind.
         for link in links.iter().filter(|link| link.kind == LinkKind::Other(String::new())) {
-            drivers.extend(netlink.driver(&link.name)?.map(|driver| (link.index, driver)));
+            // Some drivers refuse to say while their device is down: then it is not known.
+            if let Ok(Some(driver)) = netlink.driver(&link.name) {
+                drivers.insert(link.index, driver);
+            }
         }
         Ok(Tables {
             links,
