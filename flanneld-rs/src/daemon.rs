@@ -161,11 +161,13 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let mut pace = Pace::new(Instant::now());
     loop {
         let lease: Option<Lease> = own.borrow_and_update().as_ref().map(|own| own.lease.clone());
-        if let Some(config) = reload.take(lease.as_ref().filter(|_| store.has_pools())) {
+        let snapshot = snapshots.borrow_and_update().clone();
+        let nodes = || lease.iter().chain(snapshot.leases.iter().flat_map(|leases| leases.iter()));
+        let reached = || nodes().flat_map(|lease| lease.announcement.endpoints.iter()).map(|(_, way)| way.public_ip);
+        if let Some(config) = reload.take(lease.as_ref().filter(|_| store.has_pools()), || reached().collect()) {
             reconciler.reconfigure(Arc::new(config));
             pace.wake(Wake::EVERYTHING);
         }
-        let snapshot = snapshots.borrow_and_update().clone();
         describe(&snapshot, &health);
         if snapshot.given.public != laid_down {
             laid_down = snapshot.given.public;

@@ -116,7 +116,9 @@ impl Reconciler {
     /// it about.
     pub fn reconfigure(&mut self, config: Arc<NetworkConfig>) {
         self.backend = self.backend.with(&config.backend);
-        self.scope = self.backend.scope(&config);
+        // A predecessor's routes are in the networks of the start; in what those have grown to, a route is somebody else's.
+        let networks = std::mem::take(&mut self.scope.networks);
+        self.scope = Scope { networks, ..self.backend.scope(&config) };
         self.config = config;
         self.standing = None;
     }

@@ -7,6 +7,7 @@ use crate::last_known::LastKnown;
 use crate::lease::Lease;
 use crate::network_config::NetworkConfig;
 use crate::store::{LeaseStore, Store, StoreError};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::Signal;
@@ -129,13 +130,16 @@ impl Reload {
         }
     }
 
-    /// What is offered, if a node with the lease `own` can go over to it, which it then has. Whatever keeps it from that is a
-    /// note of the node's health.
-    pub fn take(&mut self, own: Option<&Lease>) -> Option<NetworkConfig> {
+    /// What is offered, if a node with the lease `own` can go over to it among nodes that are reached by `nodes`; it then has.
+    /// Whatever keeps it from that is a note of the node's health.
+    pub fn take(&mut self, own: Option<&Lease>, nodes: impl FnOnce() -> Vec<IpAddr>) -> Option<NetworkConfig> {
         let offer = self.offered.borrow_and_update().clone();
         let now = self.in_force.borrow().clone();
         let change = offer.and_then(|offer| {
-            let names = now.config.change_to(&offer.config, own.map(|own| &own.subnets))?;
+            let names = match offer.config == now.config {
+                true => Vec::new(),
+                false => now.config.change_to(&offer.config, own.map(|own| &own.subnets), &nodes())?,
+            };
             Ok((offer, names))
         });
         match change {

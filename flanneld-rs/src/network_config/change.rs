@@ -4,6 +4,7 @@
 use super::{Backend, Fields, NetworkConfig, Vxlan, WireGuard};
 use crate::lease::{self, Subnets};
 use ipnetwork::IpNetwork;
+use std::net::IpAddr;
 
 /// What an operator does who wants it all the same.
 const REMEDY: &str = "restart the daemons of all nodes with it";
@@ -12,11 +13,17 @@ const REMEDY: &str = "restart the daemons of all nodes with it";
 struct Setting(&'static str, bool, Option<&'static str>);
 
 impl NetworkConfig {
-    /// The names of the settings that `wanted` has otherwise, all of which can change while the node holds `held`.
+    /// The names of the settings that `wanted` has otherwise, all of which can change while the node holds `held`, and nodes are
+    /// reached by the addresses `nodes`.
     ///
     /// # Errors
     /// The first setting that cannot, why, and what to do instead.
-    pub fn change_to(&self, wanted: &Self, held: Option<&Subnets>) -> Result<Vec<&'static str>, String> {
+    pub fn change_to(
+        &self,
+        wanted: &Self,
+        held: Option<&Subnets>,
+        nodes: &[IpAddr],
+    ) -> Result<Vec<&'static str>, String> {
         let mut changes = Vec::new();
         if !self.pools.same_families(&wanted.pools) {
             return Err(format!("EnableIPv4, EnableIPv6: pods have addresses of the present families; {REMEDY}"));
@@ -29,6 +36,14 @@ impl NetworkConfig {
                     "{name}: {} does not contain {}, which pods have addresses of: while it is in use it can only grow; {REMEDY}",
                     new.network(),
                     pool.network()
+                ));
+            }
+            // What is inside goes through the tunnel, or past masquerade, and the tunnel's own packets with it.
+            let taken = |node: &&IpAddr| new.network().contains(**node) && !pool.network().contains(**node);
+            if let Some(node) = nodes.iter().find(taken) {
+                return Err(format!(
+                    "{name}: {} contains {node}, by which a node is reached: no network of pods can",
+                    new.network()
                 ));
             }
             changes.push(name);
@@ -126,7 +141,8 @@ mod tests {
             let network = if text.contains("\"Network\"") { "" } else { r#""Network":"10.42.0.0/16","# };
             NetworkConfig::parse(&format!("{{{network}{text}}}")).unwrap()
         };
-        parse(now).change_to(&parse(wanted), Some(&held))
+        let nodes = ["10.1.2.3", "10.200.0.1", "2001:db8::1"].map(|node| node.parse().unwrap());
+        parse(now).change_to(&parse(wanted), Some(&held), &nodes)
     }
 
     #[test]
@@ -188,5 +204,12 @@ mod tests {
             let refusal = change(now, wanted).unwrap_err();
             assert!(refusal.contains(name) && refusal.ends_with(REMEDY), "{wanted}: {refusal}");
         }
+    }
+
+    #[test]
+    fn a_network_does_not_grow_over_the_nodes() {
+        let vxlan = |network: &str| format!(r#""Network":"{network}","Backend":{{"Type":"vxlan"}}"#);
+        let refusal = change(&vxlan("10.42.0.0/16"), &vxlan("10.0.0.0/8")).unwrap_err();
+        assert!(refusal.contains("10.0.0.0/8 contains 10.1.2.3"), "{refusal}");
     }
 }

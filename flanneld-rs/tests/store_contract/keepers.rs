@@ -177,7 +177,9 @@ fn a_list_that_comes_after_our_own_write_is_waited_for() {
         let mut keeper = Running::seeing(shown, &node(1), place.open(), config(), None);
         let lease = keeper.until(|_| true).await;
         let key = format!("subnets/{}", lease.key());
-        // The end of the lease is in it: written once more, it is another text.
+        // The end of the lease is in it, by the clock on the wall: written once more, some moment of that later, it is another
+        // text.
+        let moment = || std::thread::sleep(Duration::from_millis(5));
         let (text, _) = place.get(&key).await.unwrap();
         // It is still the list from before; the keeper has seen that when it waits for time to pass.
         tokio::time::pause();
@@ -187,6 +189,7 @@ fn a_list_that_comes_after_our_own_write_is_waited_for() {
         assert_eq!(place.get(&key).await.unwrap().0, text, "renewed, though all is as it was left");
 
         // One that has shown the lease and does so no longer is believed: the store is asked.
+        moment();
         show.send_replace(live(LeaseTable::default()));
         tokio::time::sleep(Duration::from_millis(100)).await;
         let (again, _) = place.get(&key).await.unwrap();
@@ -194,6 +197,7 @@ fn a_list_that_comes_after_our_own_write_is_waited_for() {
         // But not without end.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         assert_eq!(place.get(&key).await.unwrap().0, again);
+        moment();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (third, _) = place.get(&key).await.unwrap();
         assert_ne!(third, again);
