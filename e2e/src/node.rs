@@ -71,7 +71,7 @@ impl Node {
             }],
         }))?;
         let network = network.with_state_in(&directory.join("cni"));
-        let flags = flags.to_vec();
+        let flags = [&["--iface".to_owned(), UPLINK.to_owned()], flags].concat();
         Ok(Node { host, runtime, network, pods: Vec::new(), directory: directory.into(), flags, daemon: None })
     }
 
@@ -83,6 +83,11 @@ impl Node {
     /// Gives this node's daemons further flags, from their next start on.
     pub fn add_flags(&mut self, flags: &[&str]) {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
+    /// From their next start on, this node's daemons find their interface by themselves.
+    pub fn find_uplink(&mut self) {
+        self.flags.retain(|flag| flag != "--iface" && flag != UPLINK);
     }
 
     /// `flanneld-rs uninstall` with the flags of the daemon that it knows, and `args`, which leaves nothing of ours on the node
@@ -118,7 +123,7 @@ impl Node {
             Maker::Go => Program::new("go-flanneld", tools::go_flanneld()?.ok_or("there is no Go flanneld")?),
         };
         let daemon = program
-            .args(["--iface", UPLINK, "--subnet-file", &self.file("run/subnet.env")])
+            .args(["--subnet-file", &self.file("run/subnet.env")])
             .args(["--healthz-ip", &HEALTH.ip().to_string(), "--healthz-port", &HEALTH.port().to_string()])
             .args(&self.flags)
             .env("WIREGUARD_KEY_FILE", self.file("wireguard.key"))

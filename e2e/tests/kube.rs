@@ -227,3 +227,44 @@ fn an_administrators_address_is_what_the_others_send_to() {
     };
     eventually(LIMIT, overwritten).unwrap();
 }
+
+#[test]
+fn an_administrators_address_outlives_the_daemon_where_the_api_server_does_not() {
+    let work = work();
+    let mut cluster = Cluster::new(&Settings::new(Backend::Vxlan, Store::Kube), work.path()).unwrap();
+    cluster.add_node().unwrap();
+    cluster.nodes[0].find_uplink();
+    // On another interface than the default route.
+    let second = "198.51.100.1";
+    let host = &cluster.nodes[0].host.network;
+    for command in [
+        "link add second type veth peer name second-peer",
+        "link set second-peer up",
+        "link set second up",
+        &format!("address add {second}/24 dev second"),
+    ] {
+        oracle::ip(host, command).unwrap();
+    }
+    let api = cluster.api().unwrap();
+    api.annotate("node1", "flannel.alpha.coreos.com/node-public-ip", second);
+    let node = &mut cluster.nodes[0];
+    node.start_daemon().unwrap();
+    node.wait_ready().unwrap();
+    let device = |node: &Node| {
+        let links = oracle::ip_list(&node.host.network, "-details link show flannel.1").unwrap();
+        (links[0]["ifindex"].clone(), links[0]["linkinfo"]["info_data"]["local"].clone())
+    };
+    let before = device(node);
+    assert_eq!(before.1, json!(second));
+    let is_written = || match fs::read_to_string(node.directory().join("state/last-known.json"))? {
+        text if text.contains(&format!(r#""public":["{second}"]"#)) => Ok(()),
+        other => Err(other.into()),
+    };
+    eventually(LIMIT, is_written).unwrap();
+    cluster.api().unwrap().stop();
+    let node = &mut cluster.nodes[0];
+    node.kill_daemon().unwrap();
+    node.start_daemon().unwrap();
+    node.wait_ready().unwrap();
+    assert_eq!(device(node), before, "the data path stays as it was");
+}

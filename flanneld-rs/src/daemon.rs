@@ -124,7 +124,8 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let mut snapshots = lease_watch.receiver();
     let mut laid_down = PerFamily::default();
     if let Store::Kube(_) = *store {
-        laid_down = hear(&mut snapshots, remembered.is_some(), &health).await;
+        let before = last.as_ref().filter(|_| remembered.is_some()).map(|last| last.public);
+        laid_down = hear(&mut snapshots, before, &health).await;
         reconciler.choice = choice.reached_by(laid_down);
     }
     let announcement = loop {
@@ -169,7 +170,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
             pace.wake(Wake::EVERYTHING);
         }
         describe(&snapshot, &health);
-        if snapshot.given.public != laid_down {
+        if snapshot.leases.is_some() && snapshot.given.public != laid_down {
             laid_down = snapshot.given.public;
             reconciler.choice = choice.reached_by(laid_down);
             pace.wake(Wake::EVERYTHING);
@@ -208,19 +209,21 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
 }
 
 /// The addresses by which others shall reach this node, where the cluster may have laid them down: heard of before anything is
-/// published, unless the node has served before and the cluster does not answer at once.
+/// published, or else, where the cluster does not answer at once, those of `before`, with which the node has served.
 async fn hear(
     snapshots: &mut watch::Receiver<Snapshot>,
-    has_served: bool,
+    before: Option<PerFamily<std::net::IpAddr>>,
     health: &Health,
 ) -> PerFamily<std::net::IpAddr> {
     loop {
-        let enough = |snapshot: &Snapshot| snapshot.contact == Contact::Live || (has_served && snapshot.is_down());
-        if let Ok(Ok(snapshot)) = timeout(RETRY, snapshots.wait_for(enough)).await {
+        let enough = |snapshot: &Snapshot| snapshot.leases.is_some() || (before.is_some() && snapshot.is_down());
+        if let Ok(Ok(snapshot)) = timeout(RETRY, snapshots.wait_for(enough)).await
+            && snapshot.leases.is_some()
+        {
             return snapshot.given.public;
         }
-        if has_served {
-            return PerFamily::default();
+        if let Some(before) = before {
+            return before;
         }
         if let Contact::Down { why, .. } = &snapshots.borrow().contact {
             health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {why}")));

@@ -1,6 +1,7 @@
 //! What this node knew when it last heard from its store, kept on disk: a daemon that starts while the store is away, even
 //! after a reboot, still gives its pods their network and goes on healing it.
 
+use crate::family::{Family, PerFamily};
 use crate::health::Health;
 use crate::lease::{Lease, LeaseTable, key};
 use crate::reload::Configuration;
@@ -10,6 +11,7 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub struct LastKnown {
     pub config: Option<String>,
     /// this node's lease
     pub own: Held,
+    /// addresses that were laid down for this node, see [`crate::store::Given::public`]
+    pub public: PerFamily<IpAddr>,
     /// all leases
     pub leases: Arc<LeaseTable>,
 }
@@ -53,6 +57,9 @@ struct Document {
     own: Entry,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_ms: Option<u64>,
+    /// a file from before it was written has none
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    public: Vec<IpAddr>,
     leases: BTreeMap<String, Box<RawValue>>,
 }
 
@@ -154,7 +161,8 @@ pub async fn record(
             let (own, snapshot) = (own.borrow_and_update(), snapshots.borrow_and_update());
             let config = config.borrow_and_update().text.clone();
             let leases = snapshot.leases.clone().filter(|_| snapshot.contact == Contact::Live);
-            own.clone().zip(leases).map(|(own, leases)| LastKnown { boot: boot.clone(), config, own, leases })
+            let (boot, public) = (boot.clone(), snapshot.given.public);
+            own.clone().zip(leases).map(|(own, leases)| LastKnown { boot, config, own, public, leases })
         };
         if let Some(last) = known.filter(|last| written.as_ref() != Some(last)) {
             let (place, copy, start) = (place.clone(), last.clone(), Instant::now());
@@ -202,6 +210,7 @@ fn document(last: &LastKnown, store: &str) -> io::Result<Document> {
         config: last.config.clone(),
         own: Entry { key: last.own.lease.key(), value: value(&last.own.lease)? },
         expires_ms: last.own.expires.and_then(since_epoch).and_then(|time| u64::try_from(time.as_millis()).ok()),
+        public: last.public.iter().map(|(_, address)| *address).collect(),
         leases: leases.collect::<io::Result<_>>()?,
     })
 }
@@ -225,7 +234,8 @@ fn parse(text: &[u8]) -> Result<(String, LastKnown), String> {
     let own = Held { lease: lease(&document.own.key, &document.own.value)?, expires };
     let leases = document.leases.iter().map(|(key, value)| lease(key, value));
     let leases = Arc::new(leases.collect::<Result<LeaseTable, _>>()?);
-    Ok((document.store, LastKnown { boot: document.boot, config: document.config, own, leases }))
+    let public = document.public.iter().map(|address| (Family::of(*address), *address)).collect();
+    Ok((document.store, LastKnown { boot: document.boot, config: document.config, own, public, leases }))
 }
 
 /// Any bytes are parsed or refused: the entrance for fuzzing.
@@ -249,7 +259,9 @@ mod tests {
     fn last(expires: Option<SystemTime>, boot: &str) -> LastKnown {
         let leases = Arc::new([lease(1), lease(2)].into_iter().collect());
         let own = Held { lease: lease(1), expires };
-        LastKnown { boot: boot.into(), config: Some(r#"{"Network":"10.5.0.0/16"}"#.into()), own, leases }
+        let config = Some(r#"{"Network":"10.5.0.0/16"}"#.into());
+        let public = PerFamily { v4: "203.0.113.9".parse().ok(), v6: None };
+        LastKnown { boot: boot.into(), config, own, public, leases }
     }
 
     fn place(directory: &Path) -> Place {
@@ -266,6 +278,12 @@ mod tests {
             assert_eq!(place.read(), Some(last(expires, "this")));
         }
         assert_eq!(Place { store: "etcd /another".into(), ..place.clone() }.read(), None);
+        // One that was written before addresses were.
+        let text = fs::read_to_string(place.path()).unwrap();
+        let older = text.replace(r#""public":["203.0.113.9"],"#, "");
+        assert_ne!(older, text);
+        fs::write(place.path(), older).unwrap();
+        assert_eq!(place.read().unwrap().public, PerFamily::default());
         // A process that was killed while it wrote.
         let draft = place.directory.join(".last-known.json.4711");
         fs::write(&draft, "half").unwrap();
