@@ -81,8 +81,8 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         tokio::spawn(health.clone().serve(listener));
     }
     let store = Arc::new(store(options)?);
-    let memory = memory(options);
-    let last = memory.read();
+    let memory = Place::of(options, &store).await;
+    let last = memory.as_ref().and_then(Place::read);
     let source = match options.net_config_file() {
         Some(path) => reload::Source::File(ConfigFile::at(path)),
         None => reload::Source::Store(store.clone()),
@@ -151,8 +151,21 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         snapshots: snapshots.clone(),
         health: health.clone(),
     };
-    let record = last_known::record(memory, reload.in_force(), own.clone(), snapshots.clone(), health.clone());
-    let mut record = std::pin::pin!(record);
+    let (config, held, mut heard) = (reload.in_force(), own.clone(), snapshots.clone());
+    let mut record = std::pin::pin!(async {
+        let mut memory = memory;
+        while memory.is_none() {
+            // Credentials that came after the start.
+            let _ = heard.wait_for(|snapshot| snapshot.contact == Contact::Live).await;
+            memory = Place::of(options, &store).await;
+            if memory.is_none() {
+                sleep(30 * RETRY).await;
+            }
+        }
+        if let Some(place) = memory {
+            last_known::record(place, config, held, heard, health.clone()).await;
+        }
+    });
     let remembered = last.map(|last| last.leases);
     let mut report = std::pin::pin!(report::run(&store, &health));
     let mut keeper = std::pin::pin!(keeper.run(publish));
@@ -344,18 +357,6 @@ fn read_config(path: &Path) -> Result<NetworkConfig, String> {
     let file = ConfigFile::at(path);
     let text = file.read_now().map_err(|error| error.to_string())?;
     NetworkConfig::parse(&text).map_err(|error| format!("{error} (in {file})"))
-}
-
-/// Where the daemon keeps what it knows of its store.
-pub(crate) fn memory(options: &Options) -> Place {
-    let store = match &options.store_dir {
-        Some(directory) => format!("directory {}", directory.display()),
-        None if options.kubernetes.kube_subnet_mgr => {
-            format!("Kubernetes {}", options.kubernetes.kube_annotation_prefix)
-        }
-        None => format!("etcd {}", options.etcd_prefix),
-    };
-    Place { directory: options.state_dir.clone(), store }
 }
 
 /// Runs the command that comes before the lease, until it succeeds.

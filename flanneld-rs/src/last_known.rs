@@ -4,8 +4,10 @@
 use crate::family::{Family, PerFamily};
 use crate::health::Health;
 use crate::lease::{Lease, LeaseTable, key};
+use crate::options::Options;
 use crate::reload::Configuration;
-use crate::store::{Contact, Held, Snapshot};
+use crate::store::{Contact, Held, LEASE_TTL, Snapshot, Store};
+use crate::wall_clock;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -17,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Name of the file in the state directory.
 const FILE: &str = "last-known.json";
@@ -29,6 +31,8 @@ const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// turmoil costs the disk little. What is lost with the last changes, the store tells again.
 const PAUSE_RATIO: u32 = 50;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+/// How often a lease without an end is written down again, that is how much of [`LEASE_TTL`] may be missing.
+const REFRESH: Duration = Duration::from_secs(3600);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The last complete knowledge of a store.
@@ -78,7 +82,29 @@ pub struct Place {
     pub store: String,
 }
 
+/// What there is in the daemon's own directory of what this module has written.
+pub fn written(directory: &Path) -> Vec<PathBuf> {
+    crate::files::left_of(&directory.join(FILE))
+}
+
 impl Place {
+    /// The place for what the store of the options holds. None, and logged: it is not known which cluster the store is of.
+    pub async fn of(options: &Options, store: &Store) -> Option<Self> {
+        let name = match (&options.store_dir, store) {
+            (Some(directory), _) => format!("directory {}", directory.display()),
+            // All clusters have the same annotations, and machines go from one to another.
+            (None, Store::Kube(kube)) => match kube.cluster().await {
+                Ok(cluster) => format!("Kubernetes {} of {cluster}", options.kubernetes.kube_annotation_prefix),
+                Err(error) => {
+                    tracing::warn!("{FILE} waits until the cluster is known: {error}");
+                    return None;
+                }
+            },
+            (None, _) => format!("etcd {}", options.etcd_prefix),
+        };
+        Some(Place { directory: options.state_dir.clone(), store: name })
+    }
+
     fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }
@@ -128,25 +154,23 @@ impl Place {
             format!("writing {}: {error}", path.display())
         })
     }
-
-    /// What there is of it on disk.
-    pub fn written(&self) -> Vec<PathBuf> {
-        crate::files::left_of(&self.path())
-    }
 }
 
 impl LastKnown {
     /// The lease that this node may go on using without asking: it has not ended, or its pods have been there ever since.
     ///
-    /// The lease of a machine that was off for longer may be somebody else's by now.
+    /// The lease of a machine that was off for longer may be somebody else's by now: also one without an end, since a cluster
+    /// gives the subnets of a node that was deleted to the next one. See [`record`].
     pub fn still_held(&self, now: SystemTime) -> Option<&Held> {
         let same_boot = boot_id().is_ok_and(|boot| boot == self.boot);
-        let lasts = self.own.expires.is_none_or(|end| end > now);
+        let lasts = self.own.expires.is_some_and(|end| end > now);
         (same_boot || lasts).then_some(&self.own)
     }
 }
 
 /// Keeps the file up to date until it is dropped. A write that fails is a note of the node's health and is tried again.
+///
+/// A lease without an end is given one in the file, [`LEASE_TTL`] after the store was last heard from, to an hour.
 pub async fn record(
     place: Place,
     mut config: watch::Receiver<Arc<Configuration>>,
@@ -155,17 +179,27 @@ pub async fn record(
     health: Health,
 ) {
     let boot = boot_id().unwrap_or_default();
-    let mut written: Option<LastKnown> = None;
+    let mut written: Option<(LastKnown, Instant)> = None;
     loop {
         let known = {
             let (own, snapshot) = (own.borrow_and_update(), snapshots.borrow_and_update());
             let config = config.borrow_and_update().text.clone();
             let leases = snapshot.leases.clone().filter(|_| snapshot.contact == Contact::Live);
             let (boot, public) = (boot.clone(), snapshot.given.public);
-            own.clone().zip(leases).map(|(own, leases)| LastKnown { boot, config, own, public, leases })
+            // A lease that the store no longer shows as ours is fought for, and is no news worth remembering.
+            let is_ours = |(own, leases): &(Held, Arc<LeaseTable>)| {
+                let listed = leases.get(&own.lease.subnets);
+                listed.is_some_and(|listed| listed.announcement.is_same_node(&own.lease.announcement))
+            };
+            let known = own.clone().zip(leases).filter(is_ours);
+            known.map(|(own, leases)| LastKnown { boot, config, own, public, leases })
         };
-        if let Some(last) = known.filter(|last| written.as_ref() != Some(last)) {
-            let (place, copy, start) = (place.clone(), last.clone(), Instant::now());
+        let standing = written.as_ref().filter(|(last, _)| known.as_ref() == Some(last));
+        let refresh = standing.and_then(|(last, at)| last.own.expires.is_none().then_some(*at + REFRESH));
+        let is_due = standing.is_none() || refresh.is_some_and(|time| time <= Instant::now());
+        if let Some(last) = known.filter(|_| is_due) {
+            let (place, mut copy, start) = (place.clone(), last.clone(), Instant::now());
+            copy.own.expires.get_or_insert_with(|| wall_clock::now() + LEASE_TTL);
             // The disk may take its time; the kernel's tables must not wait for it.
             let outcome = tokio::task::spawn_blocking(move || place.write(&copy)).await;
             let outcome = outcome.unwrap_or_else(|error| Err(error.to_string()));
@@ -176,12 +210,20 @@ pub async fn record(
                 sleep(PAUSE.1).await;
                 continue;
             }
-            written = Some(last);
+            written = Some((last, start));
+            continue;
         }
+        let refresh = async {
+            match refresh {
+                Some(time) => sleep_until(time).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = own.changed() => {}
             _ = snapshots.changed() => {}
             Ok(()) = config.changed() => {}
+            () = refresh => {}
         }
     }
 }
@@ -288,7 +330,7 @@ mod tests {
         let draft = place.directory.join(".last-known.json.4711");
         fs::write(&draft, "half").unwrap();
         fs::write(place.directory.join(".last-known.json.old"), "somebody's").unwrap();
-        assert_eq!(place.written(), [draft, place.path()]);
+        assert_eq!(super::written(&place.directory), [draft, place.path()]);
     }
 
     #[test]
@@ -317,7 +359,52 @@ mod tests {
         let boot = boot_id().unwrap();
         let held = |expires, boot| last(expires, boot).still_held(now).is_some();
         assert!(held(past, &boot) && held(future, &boot) && held(None, &boot));
-        assert!(held(future, "another") && held(None, "another"));
-        assert!(!held(past, "another"));
+        assert!(held(future, "another"));
+        assert!(!held(past, "another") && !held(None, "another"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_without_an_end_is_remembered_for_a_day_since_the_store_was_heard() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(directory.path());
+        let LastKnown { own, leases, config: text, .. } = last(None, "this");
+        let config = crate::network_config::NetworkConfig::parse(text.as_ref().unwrap()).unwrap();
+        let (_configs, config) = watch::channel(Arc::new(Configuration { config, text }));
+        let (_own, own) = watch::channel(Some(own));
+        let live = Snapshot { leases: Some(leases), contact: Contact::Live, ..Snapshot::default() };
+        let (show, snapshots) = watch::channel(live.clone());
+        let task = tokio::spawn(record(place.clone(), config, own, snapshots, Health::new()));
+        // The disk takes time that is not of this clock.
+        let written = async || loop {
+            if let Some(last) = place.read() {
+                return last;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            sleep(Duration::from_secs(60)).await;
+        };
+        let started = Instant::now();
+        let left = |last: &LastKnown| last.own.expires.unwrap().duration_since(SystemTime::now()).unwrap();
+        let first = written().await;
+        assert!(left(&first) <= LEASE_TTL && left(&first) > LEASE_TTL - Duration::from_secs(600));
+        assert!(first.still_held(SystemTime::now()).is_some());
+        // Written again from time to time, but only while the store is heard, and says that it is ours.
+        fs::remove_file(place.path()).unwrap();
+        written().await;
+        assert!(started.elapsed() >= REFRESH && started.elapsed() < 3 * REFRESH, "{:?}", started.elapsed());
+        let down = Contact::Down { since: SystemTime::now(), why: String::new() };
+        show.send_replace(Snapshot { contact: down, ..live.clone() });
+        sleep(PAUSE.1 * 3).await;
+        fs::remove_file(place.path()).unwrap();
+        sleep(10 * REFRESH).await;
+        let another = Lease { subnets: lease(1).subnets, ..lease(2) };
+        for leases in [vec![lease(2)], vec![another]] {
+            let leases = Some(Arc::new(leases.into_iter().collect()));
+            show.send_replace(Snapshot { leases, ..live.clone() });
+            sleep(10 * REFRESH).await;
+        }
+        assert_eq!(place.read(), None);
+        show.send_replace(live);
+        written().await;
+        task.abort();
     }
 }

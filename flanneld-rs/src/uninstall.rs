@@ -3,11 +3,11 @@
 
 mod report;
 
-use crate::daemon;
 use crate::family::Family;
 use crate::files::Files;
 use crate::firewall;
 use crate::ip_forward::{IpForward, Setting};
+use crate::last_known;
 use crate::options::Options;
 use crate::running;
 use crate::wireguard::Identity;
@@ -92,7 +92,7 @@ fn survey(options: &Options) -> (Vec<Step>, Vec<Item>) {
             true
         }
     };
-    let records = daemon::memory(options).written().into_iter().chain(Identity::written(&options.state_dir));
+    let records = last_known::written(&options.state_dir).into_iter().chain(Identity::written(&options.state_dir));
     steps.extend(records.map(Step::RemoveFile));
     steps.extend(ip_forward.written().into_iter().filter(|_| !keep_record).map(Step::ForgetFirstValues));
     // The only directory that is made for the subnet file alone.

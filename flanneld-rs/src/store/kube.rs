@@ -78,6 +78,15 @@ impl KubeStore {
         })
     }
 
+    /// Which cluster this is, as the credentials tell without asking anybody: by its certificate authority, of which each
+    /// cluster has its own; without one, by the URL. After a rotation of the authority it is another one.
+    ///
+    /// # Errors
+    /// `Invalid`: the credentials cannot be read.
+    pub async fn cluster(&self) -> Result<String, StoreError> {
+        credentials::cluster(&self.connection.options).await
+    }
+
     /// See [`super::Store::moved`].
     pub(super) fn moved(&self) {
         self.connection.moved();
