@@ -111,8 +111,8 @@ fn every_value_has_its_effect() {
     values["resources"] = json!({"limits": {"memory": "64Mi"}});
     values["nodeSelector"] = json!({"pool": "a"});
     values["tolerations"] = json!([{"key": "a", "operator": "Exists"}]);
-    values["volumes"] = json!([{"name": "tun", "hostPath": {"path": "/dev/net/tun", "type": "CharDevice"}}]);
-    values["volumeMounts"] = json!([{"name": "tun", "mountPath": "/dev/net/tun"}]);
+    values["volumes"] = json!([{"name": "tun", "hostPath": {"path": "/dev/net", "type": "DirectoryOrCreate"}}]);
+    values["volumeMounts"] = json!([{"name": "tun", "mountPath": "/dev/net"}]);
     let objects = rendered(&values);
     check_schema("chart", &objects);
     let (text, pod) = (Value::from(objects.clone()).to_string(), pod(&objects));

@@ -74,6 +74,16 @@ fn rights_are_no_wider_than_flannels() {
     }
 }
 
+/// A kubelet starts no pod of which it misses a volume; what a node has not got, the daemon does without.
+#[test]
+fn nothing_has_to_be_on_a_node_before_the_pod() {
+    for (variant, objects) in every_variant() {
+        for volume in list(&pod(&objects)["volumes"]).iter().filter(|volume| volume["hostPath"].is_object()) {
+            assert_eq!(volume["hostPath"]["type"], "DirectoryOrCreate", "{variant}: {volume}");
+        }
+    }
+}
+
 /// Flags are flags of the daemon, what they name is mounted, and the configurations are read by those that they are for.
 #[test]
 fn the_daemon_understands_its_arguments_and_its_config_map() {
