@@ -19,13 +19,17 @@ const SELF: &str = "/proc/self/exe";
 
 /// How the command is called.
 const USAGE: &str = "usage: cni-plugin install --bin-dir <directory>\n       \
-     cni-plugin uninstall --bin-dir <directory> [--state-dir <directory>]";
+     cni-plugin uninstall --bin-dir <directory> [--state-dir <directory> [--dry-run]]";
 
 /// Carries out a command line, if it is one: without arguments we are called as a plugin.
 pub(crate) fn command(mut arguments: impl Iterator<Item = OsString>) -> Option<Result<(), String>> {
     let verb = arguments.next()?;
     let rest: Vec<OsString> = arguments.collect();
-    let (directory, state) = match rest.as_slice() {
+    let (rest, is_dry) = match rest.split_last() {
+        Some((last, rest)) if last == "--dry-run" => (rest, true),
+        _ => (rest.as_slice(), false),
+    };
+    let (directory, state) = match rest {
         [flag, directory, rest @ ..] if flag == "--bin-dir" && !directory.is_empty() => match rest {
             [] => (Path::new(directory), None),
             [flag, state] if flag == "--state-dir" && !state.is_empty() => {
@@ -35,11 +39,16 @@ pub(crate) fn command(mut arguments: impl Iterator<Item = OsString>) -> Option<R
         },
         _ => return Some(Err(USAGE.into())),
     };
-    Some(match (verb.to_str(), state) {
-        (Some("install"), None) => install(directory),
+    // A script's variable with its quotes, or without a value: a place below wherever that runs is hardly meant.
+    if !directory.is_absolute() {
+        return Some(Err(format!("--bin-dir {}: not an absolute path", directory.display())));
+    }
+    Some(match (verb.to_str(), state, is_dry) {
+        (Some("install"), None, false) => install(directory),
+        (Some("uninstall"), Some(state), true) => leftovers::check(state),
         // Without the plugins no pod could be removed any more.
-        (Some("uninstall"), Some(state)) => leftovers::remove(state).and_then(|()| uninstall(directory)),
-        (Some("uninstall"), None) => uninstall(directory),
+        (Some("uninstall"), Some(state), false) => leftovers::remove(state).and_then(|()| uninstall(directory)),
+        (Some("uninstall"), None, false) => uninstall(directory),
         _ => Err(USAGE.into()),
     })
 }
@@ -186,9 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn a_relative_directory_is_refused() {
+        for verb in ["install", "uninstall"] {
+            let refused = call(&[verb, "--bin-dir", "\"/opt/cni/bin\""]).unwrap().unwrap_err();
+            assert!(refused.contains("not an absolute path"), "{refused}");
+        }
+    }
+
+    #[test]
     fn what_is_no_command_says_how_it_goes() {
         assert!(call(&[]).is_none());
-        for words in [&["install"][..], &["install", "--bin-dir"], &["remove", "--bin-dir", "/x"], &["--help"]] {
+        for words in [
+            &["install"][..],
+            &["install", "--bin-dir"],
+            &["install", "--bin-dir", "/x", "--dry-run"],
+            &["uninstall", "--bin-dir", "/x", "--dry-run"],
+            &["remove", "--bin-dir", "/x"],
+            &["--help"],
+        ] {
             assert!(call(words).unwrap().unwrap_err().starts_with("usage"), "{words:?}");
         }
     }

@@ -28,13 +28,7 @@ const TABLES: [(Family, &str); 5] = [
 /// A pod is still attached, and nothing was removed; or what could not be removed, a line each.
 pub(crate) fn remove(state: &Path) -> Result<(), String> {
     let mut netlink = Netlink::open().map_err(text)?;
-    let links = netlink.links().map_err(text)?;
-    let attachments = state.join("cni-plugin/attachments");
-    let recorded = Attachments::recorded_in(&attachments).all().map_err(text)?.into_iter().next();
-    let attached = links.iter().find(|link| link.alias.starts_with(attachment::MARK)).map(|link| link.alias.clone());
-    if let Some(pod) = attached.or(recorded.map(|(_, record)| record.owner())) {
-        return Err(format!("a pod is still attached ({pod}): remove the pods first"));
-    }
+    let links = without_pods(&mut netlink, state)?;
     let mut failures = Vec::new();
     for bridge in links.iter().filter(|link| is_idle_bridge(link, &links)) {
         failures.extend(netlink.delete_link(&bridge.name).err().map(text));
@@ -42,6 +36,26 @@ pub(crate) fn remove(state: &Path) -> Result<(), String> {
     failures.extend(tables().err().map(text));
     failures.extend(directories(state).err().map(text));
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
+}
+
+/// Whether [`remove`] would refuse; nothing is removed.
+///
+/// # Errors
+/// A pod is still attached, or that cannot be told.
+pub(crate) fn check(state: &Path) -> Result<(), String> {
+    without_pods(&mut Netlink::open().map_err(text)?, state).map(drop)
+}
+
+/// All links, if none is a pod's and no pod is recorded.
+fn without_pods(netlink: &mut Netlink, state: &Path) -> Result<Vec<Link>, String> {
+    let links = netlink.links().map_err(text)?;
+    let attachments = state.join("cni-plugin/attachments");
+    let recorded = Attachments::recorded_in(&attachments).all().map_err(text)?.into_iter().next();
+    let attached = links.iter().find(|link| link.alias.starts_with(attachment::MARK)).map(|link| link.alias.clone());
+    match attached.or(recorded.map(|(_, record)| record.owner())) {
+        Some(pod) => Err(format!("a pod is still attached ({pod}): remove the pods first")),
+        None => Ok(links),
+    }
 }
 
 fn text(error: impl ToString) -> String {

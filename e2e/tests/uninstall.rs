@@ -291,9 +291,12 @@ fn the_plugins_leave_nothing_either() {
     assert!(node.stop_daemon().unwrap().success());
 
     let uninstall_all = ["uninstall", "--bin-dir", bin_dir, "--state-dir", state.to_str().unwrap()];
-    let refused = run_plugin(node, &uninstall_all);
-    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && complaint.contains("cbr0") && complaint.contains("web"), "{complaint}");
+    let only_asked = [&uninstall_all[..], &["--dry-run"]].concat();
+    for command in [&only_asked[..], &uninstall_all] {
+        let refused = run_plugin(node, command);
+        let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && complaint.contains("cbr0") && complaint.contains("web"), "{complaint}");
+    }
     assert!(bin.join("flannel-rs").exists());
     node.runtime.check(&node.network, &web).unwrap();
 
@@ -305,6 +308,8 @@ fn the_plugins_leave_nothing_either() {
         false => Ok(()),
     })
     .unwrap();
+    assert!(run_plugin(node, &only_asked).status.success());
+    assert!(bin.join("flannel-rs").exists() && oracle::links(&node.host.network).unwrap().contains("cbr0"));
     let removed = run_plugin(node, &uninstall_all);
     assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
     uninstall(node);
