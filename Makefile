@@ -91,7 +91,7 @@ golden: packages build
 
 install: build
 	install -D $(DIST)/flanneld-rs $(DESTDIR)$(PREFIX)/bin/flanneld-rs
-	$(DIST)/cni-plugin install --bin-dir $(DESTDIR)$(CNI_BIN)
+	$(DIST)/cni-plugin install --bin-dir $(abspath $(DESTDIR)$(CNI_BIN))
 	install -D -m 644 conf/flanneld-rs.service $(DESTDIR)$(PREFIX)/lib/systemd/system/flanneld-rs.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/flanneld-rs README.md
 	install -D -m 644 -t $(DESTDIR)/etc/systemd/network conf/network/10-flanneld-rs.network conf/network/10-flanneld-rs.link
@@ -118,6 +118,7 @@ deb-of-dist:
 	@rm -rf $(STAGE)
 	@install -D $(DIST)/flanneld-rs $(STAGE)/usr/bin/flanneld-rs
 	@install -D $(DIST)/cni-plugin $(STAGE)/usr/lib/flanneld-rs/cni-plugin
+	@install -D -m 644 conf/debian/settings $(STAGE)/usr/lib/flanneld-rs/settings
 	@install -D -m 644 conf/flanneld-rs.default $(STAGE)/etc/default/flanneld-rs
 	@install -d $(STAGE)/usr/lib/systemd/system $(STAGE)/DEBIAN
 	@sed 's|/usr/local|/usr|' conf/flanneld-rs.service >$(STAGE)/usr/lib/systemd/system/flanneld-rs.service

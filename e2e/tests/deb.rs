@@ -54,8 +54,14 @@ fn scratch(directory: &Path) -> PathBuf {
 }
 
 fn dpkg(root: &Path, args: &[&str]) -> String {
+    run(&mut dpkg_command(root, args))
+}
+
+fn dpkg_command(root: &Path, args: &[&str]) -> Command {
+    let mut dpkg = Command::new("dpkg");
     // Scripts run outside of the root, which holds nothing but the package, and are told where it is ($DPKG_ROOT).
-    run(Command::new("dpkg").arg(format!("--root={}", root.display())).arg("--force-script-chrootless").args(args))
+    dpkg.arg(format!("--root={}", root.display())).arg("--force-script-chrootless").args(args);
+    dpkg
 }
 
 fn files_of(root: &Path) -> Vec<String> {
@@ -86,11 +92,25 @@ fn the_package_comes_and_goes() {
     dpkg(&root, &["--install", package]);
     assert_eq!(fs::read_to_string(&default).unwrap(), changed);
     assert!(root.join("usr/lib/cni/portmap").exists());
+    fs::remove_dir_all(root.join("usr/lib/cni")).unwrap();
+    // In each form that systemd reads; the last one counts.
+    for (number, form) in (0..).zip([r#""/@""#, "'/@'", "  /@ \t", "/elsewhere\n CNI_BIN_DIR=\"/@\" "]) {
+        let directory = format!("plugins {number}");
+        let set = form.replace('@', &directory);
+        fs::write(&default, changed.replace("CNI_BIN_DIR=/usr/lib/cni", &format!("CNI_BIN_DIR={set}"))).unwrap();
+        dpkg(&root, &["--install", package]);
+        assert!(root.join(&directory).join("portmap").exists(), "{set:?}: {:?}", files_of(&root));
+        fs::remove_dir_all(root.join(&directory)).unwrap();
+    }
+    fs::write(&default, changed.replace("/usr/lib/cni", "lib/cni")).unwrap();
+    let refused = dpkg_command(&root, &["--install", package]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("CNI_BIN_DIR=lib/cni is no absolute path"), "{said}");
     fs::write(&default, changed.replace("/usr/lib/cni", "/opt/cni/bin")).unwrap();
+    dpkg(&root, &["--configure", "flanneld-rs"]);
 
     fs::create_dir_all(root.join("var/lib/flanneld-rs")).unwrap();
     fs::write(root.join("var/lib/flanneld-rs/last-known.json"), "{}").unwrap();
-    fs::remove_dir_all(root.join("usr/lib/cni")).unwrap();
     dpkg(&root, &["--remove", "flanneld-rs"]);
     let kept = ["/etc/default/flanneld-rs", "/opt/cni/bin/bridge", "/var/lib/flanneld-rs/last-known.json"];
     assert_eq!(files_of(&root), kept);
