@@ -18,7 +18,7 @@ fn every_file_is_known_and_parses() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() {
-            // Read in e2e/tests/kubernetes and e2e/tests/deb.rs.
+            // Read in e2e/tests/kubernetes and e2e/tests/deb.
             let known = ["debian", "helm", "kubernetes", "kustomize", "network"];
             assert!(known.contains(&name.as_str()), "{name} is read by no test");
             continue;

@@ -6,6 +6,8 @@
 // Processes are the point here.
 #![allow(clippy::disallowed_methods)]
 
+mod node;
+
 use e2e::tools;
 use e2e::workdir::WorkDir;
 use std::fs;
