@@ -204,6 +204,7 @@ fn a_list_that_comes_after_our_own_write_is_waited_for() {
         // And ever more rarely, while the list stays as it is.
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!(place.get(&key).await.unwrap().0, third);
+        moment();
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_ne!(place.get(&key).await.unwrap().0, third);
     });
