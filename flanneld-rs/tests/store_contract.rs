@@ -21,6 +21,8 @@ mod file_only;
 mod keepers;
 #[path = "store_contract/kube_api.rs"]
 mod kube_api;
+#[path = "store_contract/kube_lists.rs"]
+mod kube_lists;
 #[path = "store_contract/kube_only.rs"]
 mod kube_only;
 #[path = "store_contract/kube_protocol.rs"]

@@ -22,6 +22,8 @@ pub struct Call {
     pub watch: (bool, bool),
     /// from where a watch or a list goes on
     pub version: String,
+    /// how long a watch is asked for, in seconds
+    pub seconds: String,
     /// what was sent
     pub body: String,
 }
@@ -33,6 +35,7 @@ impl Call {
             path: request.path.clone(),
             watch: (request.flag("watch"), request.flag("sendInitialEvents")),
             version: request.parameter("resourceVersion").into(),
+            seconds: request.parameter("timeoutSeconds").into(),
             body: request.body.clone(),
         }
     }
@@ -55,6 +58,12 @@ pub struct Faults {
     pub takes_events: bool,
     /// lists are not streamed
     pub no_streams: bool,
+    /// so many streamed lists break off in an error with this code, and when to come again, in seconds
+    pub broken_streams: (usize, u16, u64),
+    /// streamed lists come to a halt
+    pub halted_streams: bool,
+    /// a watch ends as soon as it has begun, without a word
+    pub empty_watches: bool,
     /// time between two bookmarks
     pub bookmarks: Duration,
     /// after so long a watch is ended, whatever the client wants
@@ -71,6 +80,9 @@ impl Default for Faults {
             forbids: false,
             takes_events: false,
             no_streams: false,
+            broken_streams: (0, 0, 0),
+            halted_streams: false,
+            empty_watches: false,
             bookmarks: Duration::from_secs(60),
             watches: Duration::from_secs(1800),
         }
@@ -78,6 +90,15 @@ impl Default for Faults {
 }
 
 impl Faults {
+    /// The error in which a streamed list breaks off, if it does.
+    pub(super) fn break_off(&mut self) -> Option<Value> {
+        let (left, code, seconds) = self.broken_streams;
+        self.broken_streams.0 = left.checked_sub(1)?;
+        let mut status = super::http::status(code, "Fault", "the list has broken off");
+        status["details"] = json!({"retryAfterSeconds": seconds});
+        Some(status)
+    }
+
     /// What a request meets, if anything.
     pub(super) fn strike(&mut self, request: &Request) -> Option<Reply> {
         if self.forbids {

@@ -15,11 +15,13 @@ pub(super) struct Watch {
     /// the last version that it has seen
     seen: u64,
     bookmarks: bool,
+    /// nothing comes after that
+    is_over: bool,
     end: Instant,
 }
 
 /// Begins a watch.
-pub(super) fn open(state: &State, request: &Request) -> Result<Reply, Reply> {
+pub(super) fn open(state: &mut State, request: &Request) -> Result<Reply, Reply> {
     let invalid =
         |what: &str| Reply::error(422, "Invalid", &format!("ListOptions.meta.k8s.io \"\" is invalid: {what}"));
     let (bookmarks, version) = (request.flag("allowWatchBookmarks"), request.parameter("resourceVersion"));
@@ -35,7 +37,13 @@ pub(super) fn open(state: &State, request: &Request) -> Result<Reply, Reply> {
     if request.flag("sendInitialEvents") || (from_now && !streams) {
         first.extend(state.nodes.values().map(|node| line("ADDED", node)));
     }
-    if request.flag("sendInitialEvents") && bookmarks {
+    let mut is_over = state.faults.empty_watches;
+    if is_over {
+        first.clear();
+    } else if let Some(broken) = streams.then(|| state.faults.break_off()).flatten() {
+        first.push(line("ERROR", &broken));
+        is_over = true;
+    } else if request.flag("sendInitialEvents") && bookmarks && !state.faults.halted_streams {
         let mut bookmark = bookmark(state.version);
         bookmark["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         first.push(line("BOOKMARK", &bookmark));
@@ -46,6 +54,7 @@ pub(super) fn open(state: &State, request: &Request) -> Result<Reply, Reply> {
         first,
         seen: seen.map_err(|_| invalid("resourceVersion: Invalid value"))?,
         bookmarks,
+        is_over,
         end: Instant::now() + wanted.min(state.faults.watches),
     }))
 }
@@ -65,6 +74,9 @@ impl Watch {
         connection.begin()?;
         for first in self.first.drain(..) {
             connection.part(&first)?;
+        }
+        if self.is_over {
+            return connection.part("");
         }
         let mut told = Instant::now();
         loop {

@@ -5,6 +5,7 @@
 mod annotations;
 mod connection;
 mod credentials;
+mod list;
 mod node;
 mod roster;
 mod watch;

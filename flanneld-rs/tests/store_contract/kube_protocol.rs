@@ -72,7 +72,7 @@ async fn a_list_is_streamed_and_ends_in_a_bookmark(place: Place) {
     let text = get(&client, &format!("{path}&resourceVersionMatch=NotOlderThan&resourceVersion=0")).await.unwrap();
     let events = events(api, &text);
     if events.iter().any(|(kind, ..)| kind == "ERROR") && api.double.is_none() {
-        // By its own word; the store then asks for pages, as the other tests show.
+        // By its own word; the store then asks for a list, as the other tests show.
         assert!(text.contains("RequestWatchProgress"), "{text}");
         not_tested("streamed lists of a real API server: its etcd is too old (3.4.31, 3.5.13 or later is needed)");
         return;

@@ -4,6 +4,7 @@ use crate::keepers::Running;
 use crate::kube_api::KubeApi;
 use crate::place::{PATIENCE, Place, config, leases, node, run, until};
 use flanneld_rs::store::{Contact, LeaseStore, Snapshot, StoreError};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 fn is_down(snapshot: &Snapshot) -> bool {
@@ -114,12 +115,14 @@ fn a_watch_that_ends_is_followed_by_another() {
         api.double_of().calls();
         let deadline = Instant::now() + PATIENCE;
         let mut watches = Vec::new();
-        while watches.len() < 3 {
+        while watches.len() < 5 {
             assert!(Instant::now() < deadline, "{watches:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
             watches.extend(api.double_of().calls());
         }
         assert!(watches.iter().all(|call| call.watch == (true, false) && call.version != "0"), "{watches:?}");
+        let seconds: BTreeSet<u32> = watches.iter().map(|call| call.seconds.parse().unwrap()).collect();
+        assert!(seconds.len() > 1 && seconds.iter().all(|seconds| (150..=290).contains(seconds)), "{seconds:?}");
         assert!(!seen.has_changed().unwrap(), "contact was never lost: {:?}", seen.borrow());
         api.double_of().delete_node(&api.name("node-2"));
         until(&mut seen, |snapshot| leases(snapshot).len() == 1).await;

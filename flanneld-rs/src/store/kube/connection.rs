@@ -30,9 +30,7 @@ const PROBES: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::fr
 /// How long sent data may go without being acknowledged, which probes do not see.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 /// Longest object that is read; etcd holds none of more than 1.5 MiB.
-const MAX_OBJECT: usize = 4 << 20;
-/// Longest list that is read: one page.
-const MAX_ANSWER: usize = 256 << 20;
+pub(super) const MAX_OBJECT: usize = 4 << 20;
 /// The longest that we wait because the server asks for it.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 /// How often a throttled request is made again.
@@ -49,6 +47,8 @@ pub(super) enum Failure {
     Conflict(String),
     /// the server has too much to do, and says when to come again
     Throttled(String, Duration),
+    /// the server does not know yet of the version that was asked for, and says when to come again
+    Behind(String, Duration),
     /// it does not do such things: asking again does not help
     Refused(String),
     /// it does not do them for us
@@ -74,6 +74,7 @@ impl Failure {
             Self::Gone => "the history that was asked for is gone".into(),
             Self::Conflict(why)
             | Self::Throttled(why, _)
+            | Self::Behind(why, _)
             | Self::Refused(why)
             | Self::Broken(why)
             | Self::Away(why) => why,
@@ -142,7 +143,12 @@ impl Connection {
 
     /// See [`super::KubeStore::moved`].
     pub(super) fn moved(&self) {
-        self.give_up(self.state.borrow().turn);
+        self.give_up(self.turn());
+    }
+
+    /// Which client requests are made with.
+    pub(super) fn turn(&self) -> u64 {
+        self.state.borrow().turn
     }
 
     /// The client of this turn has failed: the next request reads the credentials and connects anew.
@@ -222,7 +228,7 @@ impl Connection {
             // A token that has expired; the file may have another by now.
             self.give_up(turn);
         }
-        let text = answer.whole(MAX_OBJECT).await.unwrap_or_default();
+        let text = answer.whole().await.unwrap_or_default();
         Err(failure(&head, &text))
     }
 
@@ -232,13 +238,15 @@ impl Connection {
         loop {
             match self.open(request.clone()).await {
                 Ok((mut answer, turn)) => {
-                    let whole = answer.whole(MAX_ANSWER).await;
+                    let whole = answer.whole().await;
                     if let Err(Failure::Broken(_)) = &whole {
                         self.give_up(turn);
                     }
                     return whole;
                 }
-                Err(Failure::Throttled(_, wait)) if attempt < ATTEMPTS => tokio::time::sleep(wait).await,
+                Err(Failure::Throttled(_, wait) | Failure::Behind(_, wait)) if attempt < ATTEMPTS => {
+                    tokio::time::sleep(wait.mul_f64(spread())).await;
+                }
                 Err(failure) => return Err(failure),
             }
             attempt += 1;
@@ -246,7 +254,7 @@ impl Connection {
     }
 
     /// Makes a request and parses the answer.
-    pub(super) async fn get<T: DeserializeOwned>(&self, request: http::Request<Vec<u8>>) -> Result<T, Failure> {
+    async fn get<T: DeserializeOwned>(&self, request: http::Request<Vec<u8>>) -> Result<T, Failure> {
         parse(&self.whole(request).await?)
     }
 }
@@ -260,6 +268,11 @@ pub(super) fn invalid(doing: &str, error: &(dyn std::error::Error + 'static)) ->
     StoreError::Invalid(format!("{doing}: {}", chain(error)))
 }
 
+/// By how much a wait is drawn out: thousands of nodes that were told the same do not come back in step.
+pub(super) fn spread() -> f64 {
+    rand::random_range(1.0..2.0)
+}
+
 fn silence() -> String {
     format!("no answer in {} s", PATIENCE.as_secs())
 }
@@ -270,15 +283,23 @@ fn failure(head: &http::response::Parts, text: &[u8]) -> Failure {
     let status: Status = serde_json::from_slice(text).unwrap_or_default();
     let message =
         if status.message.is_empty() { String::from_utf8_lossy(text).trim().to_owned() } else { status.message };
-    let message: String = format!("{}: {}", head.status, message).chars().take(500).collect();
+    let message = format!("{}: {message}", head.status);
     let header = head.headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let wait = header.or(status.details.map(|details| u64::from(details.retry_after_seconds)).filter(|wait| *wait > 0));
-    match (head.status.as_u16(), wait) {
+    let asked = status.details.map_or(0, |details| details.retry_after_seconds);
+    meaning(head.status.as_u16(), &message, header.unwrap_or_else(|| asked.into()))
+}
+
+/// What an error with this code means, after which the server wants to be left in peace for so many seconds, where not 0.
+pub(super) fn meaning(code: u16, message: &str, wait: u64) -> Failure {
+    let message: String = message.chars().take(500).collect();
+    let pause = Duration::from_secs(wait).clamp(Duration::from_secs(1), MAX_WAIT);
+    match (code, wait) {
         (404, _) => Failure::Missing,
         (409, _) => Failure::Conflict(message),
         (410, _) => Failure::Gone,
-        (429, None) => Failure::Throttled(message, Duration::from_secs(1)),
-        (429 | 500..=599, Some(wait)) => Failure::Throttled(message, Duration::from_secs(wait).min(MAX_WAIT)),
+        // "Too large resource version", of a replica that lags (Kubernetes API concepts, "Unavailable resource versions").
+        (504, 1..) => Failure::Behind(message, pause),
+        (429, _) | (500..=599, 1..) => Failure::Throttled(message, pause),
         (401, _) => {
             Failure::Away(format!("{message} (is the service account's token, or the kubeconfig, still good?)"))
         }
@@ -320,13 +341,25 @@ impl Answer {
         }
     }
 
-    async fn whole(&mut self, most: usize) -> Result<Vec<u8>, Failure> {
-        while timeout(PATIENCE, self.more()).await.unwrap_or_else(|_| Err(Failure::Away(silence())))? {
-            if self.read.len() > most {
-                return Err(Failure::Away(format!("the answer has more than {most} bytes")));
+    /// The next part, in bounded time. None: that was all.
+    pub(super) async fn part(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        while self.read.is_empty() {
+            if !timeout(PATIENCE, self.more()).await.unwrap_or_else(|_| Err(Failure::Away(silence())))? {
+                return Ok(None);
             }
         }
-        Ok(std::mem::take(&mut self.read))
+        Ok(Some(std::mem::take(&mut self.read)))
+    }
+
+    async fn whole(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut whole = Vec::new();
+        while let Some(part) = self.part().await? {
+            whole.extend(part);
+            if whole.len() > MAX_OBJECT {
+                return Err(Failure::Away(format!("the answer has more than {MAX_OBJECT} bytes")));
+            }
+        }
+        Ok(whole)
     }
 
     async fn more(&mut self) -> Result<bool, Failure> {

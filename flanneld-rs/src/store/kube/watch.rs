@@ -2,24 +2,29 @@
 //! an interruption, and all over again when the server no longer knows what came after that.
 
 use super::KubeStore;
-use super::connection::{Answer, Failure, PATIENCE, parse};
+use super::connection::{Answer, Failure, PATIENCE, meaning, parse, spread};
+use super::list;
 use super::node::Node;
 use super::roster::Roster;
 use crate::store::snapshot::Publisher;
 use futures::FutureExt;
 use kube::core::Status;
-use kube::core::params::{ListParams, WatchParams};
+use kube::core::params::{ListParams, VersionMatch, WatchParams};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Time before the first and between later attempts to reach the API server again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// How many nodes are listed at a time, where they are not streamed. An object has about ten thousand bytes.
-const PAGE: u32 = 100;
+/// A watch that has lasted so long was a good one, though nothing was heard on it.
+const GOOD: Duration = Duration::from_secs(5);
+/// How long a watch is asked for, in seconds: drawn anew each time, lest those of all nodes end in step.
+const LENGTH: std::ops::RangeInclusive<u32> = 150..=290;
+/// How often a server may be found to be behind what is known here. One that lags catches up soon.
+const BEHIND: u32 = 3;
 /// In the bookmark that ends the list of a streamed one (Kubernetes API concepts, "Streaming lists").
 const END_OF_LIST: &str = "k8s.io/initial-events-end";
 
@@ -45,21 +50,6 @@ struct BookmarkMetadata {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// A page of a list.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Page {
-    metadata: PageMetadata,
-    items: Vec<Node>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct PageMetadata {
-    resource_version: String,
-    r#continue: Option<String>,
-}
-
 /// Why a watch ended.
 enum End {
     /// as watches do: to be gone on with
@@ -68,6 +58,8 @@ enum End {
     Gap(&'static str),
     /// what was heard is not to be relied on either, as where etcd was restored to an earlier state
     Doubt(&'static str),
+    /// the server does not know yet what is known here, and when it wants to be asked again
+    Behind(String, Duration),
     /// no contact, and how long the server wants to be left in peace
     Lost(String, Duration),
 }
@@ -77,6 +69,7 @@ impl From<Failure> for End {
         match failure {
             Failure::Gone => End::Gap("the server has forgotten what came next"),
             Failure::Throttled(why, wait) => End::Lost(why, wait),
+            Failure::Behind(why, wait) => End::Behind(why, wait),
             other => End::Lost(other.words(), Duration::ZERO),
         }
     }
@@ -84,12 +77,21 @@ impl From<Failure> for End {
 
 /// Publishes the leases until it is dropped.
 pub(super) async fn follow(store: KubeStore, publisher: Publisher) {
-    let mut follower = Follower { store, publisher, roster: None, version: String::new(), streams: true };
+    let mut follower = Follower {
+        store,
+        publisher,
+        roster: None,
+        version: String::new(),
+        doubtful: false,
+        refused: None,
+        behind: 0,
+        good: false,
+    };
     let mut retry = RETRY.0;
     loop {
-        let mut heard = false;
-        let end = follower.round(&mut heard).await;
-        if heard {
+        let end = follower.round().await;
+        // Not for the head of an answer, nor for a list: who gets no further would come for it again and again.
+        if std::mem::take(&mut follower.good) {
             retry = RETRY.0;
         }
         let mut wait = Duration::ZERO;
@@ -101,15 +103,27 @@ pub(super) async fn follow(store: KubeStore, publisher: Publisher) {
             }
             End::Doubt(why) => {
                 tracing::debug!("{why}: listing the nodes anew");
-                (follower.roster, follower.version) = (None, String::new());
+                follower.forget();
+            }
+            End::Behind(why, asked) => {
+                follower.publisher.down(format!("{}: {why}", follower.store.connection.name()));
+                follower.behind += 1;
+                // An etcd that was restored to an earlier state does not catch up.
+                if follower.behind >= BEHIND {
+                    follower.forget();
+                }
+                wait = asked;
             }
             End::Lost(why, asked) => {
                 follower.publisher.down(format!("{}: {why}", follower.store.connection.name()));
+                if asked.is_zero() {
+                    // Another server may do better.
+                    follower.store.connection.give_up(follower.store.connection.turn());
+                }
                 wait = asked;
             }
         }
-        // Thousands of daemons that lost one server do not come back in step.
-        tokio::time::sleep(wait + retry.mul_f64(rand::random_range(0.5..1.0))).await;
+        tokio::time::sleep((wait + retry).mul_f64(spread())).await;
         retry = (retry * 2).min(RETRY.1);
     }
 }
@@ -120,20 +134,29 @@ struct Follower {
     /// what is known as of `version`; none: to be listed
     roster: Option<Roster>,
     version: String,
-    /// the server has not refused so far to stream a list
-    streams: bool,
+    /// what the server has in memory is not to be relied on
+    doubtful: bool,
+    /// the turn of the client that was told that lists are not streamed
+    refused: Option<u64>,
+    /// how often the server was behind `version` since the last list
+    behind: u32,
+    /// the last watch was no failure
+    good: bool,
 }
 
 impl Follower {
+    /// Nothing that was known is to be relied on.
+    fn forget(&mut self) {
+        (self.roster, self.version, self.doubtful, self.behind) = (None, String::new(), true, 0);
+    }
+
     /// One watch, from its beginning to its end.
-    async fn round(&mut self, heard: &mut bool) -> End {
+    async fn round(&mut self) -> End {
         match self.begin().await {
             Ok((answer, turn)) => {
-                *heard = true;
+                let start = Instant::now();
                 let end = self.go_on(answer, turn).await;
-                if let End::Lost(..) = end {
-                    self.store.connection.give_up(turn);
-                }
+                self.good |= start.elapsed() >= GOOD;
                 end
             }
             Err(end) => end,
@@ -149,18 +172,18 @@ impl Follower {
         let options = &self.store.connection.options;
         let fresh = Roster::new(self.store.names.clone(), &options.families, &own);
         let opened = match &self.roster {
-            Some(_) => self.watch(&WatchParams::default(), &self.version).await?,
-            None if self.streams => match self.stream(fresh).await? {
+            Some(_) => self.watch().await?,
+            None if self.refused != Some(self.store.connection.turn()) => match self.stream(fresh).await? {
                 Some(opened) => opened,
                 None => {
-                    tracing::debug!("the server does not stream lists: asking for pages");
-                    self.streams = false;
+                    tracing::debug!("the server does not stream lists: asking for a whole one");
+                    self.refused = Some(self.store.connection.turn());
                     return Err(End::Over);
                 }
             },
             None => {
                 self.list(fresh).await?;
-                self.watch(&WatchParams::default(), &self.version).await?
+                self.watch().await?
             }
         };
         self.publish();
@@ -173,19 +196,27 @@ impl Follower {
         }
     }
 
-    async fn watch(&self, params: &WatchParams, version: &str) -> Result<(Answer, u64), End> {
-        let request = self.store.nodes.watch(params, version);
+    async fn watch(&self) -> Result<(Answer, u64), End> {
+        let params = WatchParams::default().timeout(rand::random_range(LENGTH));
+        let request = self.store.nodes.watch(&params, &self.version);
         let request = request.map_err(|error| End::Lost(error.to_string(), Duration::ZERO))?;
         Ok(self.store.connection.open(request).await?)
     }
 
+    /// From where to learn everything: from the server's memory, which may lag behind but never behind what was known here
+    /// (`NotOlderThan`); what it lacks comes right after.
+    fn start(&self) -> &str {
+        if self.version.is_empty() { "0" } else { &self.version }
+    }
+
+    fn learnt(&mut self, roster: Roster, version: String) {
+        (self.roster, self.version, self.doubtful, self.behind) = (Some(roster), version, false, 0);
+    }
+
     /// Learns everything from the beginning of a watch, one object at a time. None: the server has no such lists.
-    ///
-    /// From the server's memory, which may lag behind but never behind what was known here (`NotOlderThan`); what it lacks
-    /// comes right after.
     async fn stream(&mut self, mut fresh: Roster) -> Result<Option<(Answer, u64)>, End> {
-        let from = if self.version.is_empty() { "0" } else { &self.version };
-        let request = self.store.nodes.watch(&WatchParams::streaming_lists(), from);
+        let params = WatchParams::streaming_lists().timeout(rand::random_range(LENGTH));
+        let request = self.store.nodes.watch(&params, self.start());
         let request = request.map_err(|error| End::Lost(error.to_string(), Duration::ZERO))?;
         let (mut answer, turn) = match self.store.connection.open(request).await {
             Ok(opened) => opened,
@@ -194,8 +225,9 @@ impl Follower {
             Err(failure) => return Err(failure.into()),
         };
         loop {
-            // A server that does not know what it is asked for sends objects, and then nothing.
-            let Ok(line) = timeout(PATIENCE, answer.line()).await else { return Ok(None) };
+            let Ok(line) = timeout(PATIENCE, answer.line()).await else {
+                return Err(End::Lost("the list has come to a halt".into(), Duration::ZERO));
+            };
             let Some(line) = line? else {
                 return Err(End::Lost("the list ended before its end".into(), Duration::ZERO));
             };
@@ -207,30 +239,41 @@ impl Follower {
                     if annotations.get(END_OF_LIST).is_none_or(|value| value != "true") {
                         return Ok(None);
                     }
-                    (self.roster, self.version) = (Some(fresh), bookmark.metadata.resource_version);
+                    self.learnt(fresh, bookmark.metadata.resource_version);
                     return Ok(Some((answer, turn)));
                 }
-                // What it lacks for it, it finds out late: an etcd that is too old, for one.
-                "ERROR" => return Ok(None),
+                "ERROR" => {
+                    return match refusal(&event) {
+                        // What it lacks for it, it finds out late, as an error of its own: an etcd that is too old, for one.
+                        (_, Failure::Refused(_)) | (500, Failure::Away(_)) => Ok(None),
+                        (_, failure) => Err(failure.into()),
+                    };
+                }
                 _ => drop(take(&mut fresh, &event)?),
             }
         }
     }
 
-    /// Learns everything by pages.
+    /// Learns everything from a whole list: of the server's memory, so that a herd of nodes is no matter to etcd.
     async fn list(&mut self, mut fresh: Roster) -> Result<(), End> {
-        let mut params = ListParams::default().limit(PAGE);
+        let mut params = match self.doubtful {
+            true => ListParams::default(),
+            false => ListParams::default().matching(VersionMatch::NotOlderThan).at(self.start()),
+        };
         loop {
             let request = self.store.nodes.list(&params);
             let request = request.map_err(|error| End::Lost(error.to_string(), Duration::ZERO))?;
-            let page: Page = self.store.connection.get(request).await?;
-            for node in &page.items {
-                fresh.put(node);
-            }
-            match page.metadata.r#continue.filter(|next| !next.is_empty()) {
-                Some(next) => params = ListParams::default().limit(PAGE).continue_token(&next),
+            let (answer, _) = self.store.connection.open(request).await?;
+            let put = |object: &[u8]| {
+                fresh.put(&parse(object)?);
+                Ok(())
+            };
+            let list = list::read(answer, put).await?;
+            // Not asked for, and possible all the same.
+            match list.r#continue.filter(|next| !next.is_empty()) {
+                Some(next) => params = ListParams::default().continue_token(&next),
                 None => {
-                    (self.roster, self.version) = (Some(fresh), page.metadata.resource_version);
+                    self.learnt(fresh, list.resource_version);
                     return Ok(());
                 }
             }
@@ -260,6 +303,7 @@ impl Follower {
             while let (Some(line), None) = (next.take(), &end) {
                 match line.map_err(End::from).and_then(|line| self.event(&line)) {
                     Ok(matters) => {
+                        self.good = true;
                         changed |= matters;
                         next = answer.line().now_or_never().and_then(Result::transpose);
                     }
@@ -279,7 +323,7 @@ impl Follower {
     fn event(&mut self, line: &[u8]) -> Result<bool, End> {
         let event: Event<'_> = parse(line)?;
         let version = match &*event.kind {
-            "ERROR" => return Err(refusal(&event)),
+            "ERROR" => return Err(refusal(&event).1.into()),
             "BOOKMARK" => parse::<Bookmark>(event.object.get().as_bytes())?.metadata.resource_version,
             _ => {
                 let Some(roster) = &mut self.roster else { return Ok(false) };
@@ -305,17 +349,12 @@ fn take(roster: &mut Roster, event: &Event<'_>) -> Result<(String, bool), Failur
     Ok((node.metadata.resource_version, matters))
 }
 
-/// What the server says in place of going on.
-fn refusal(event: &Event<'_>) -> End {
+/// What the server says in place of going on, with the code of it.
+fn refusal(event: &Event<'_>) -> (u16, Failure) {
     let status: Status = serde_json::from_str(event.object.get()).unwrap_or_default();
     let wait = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-    match status.code {
-        410 => Failure::Gone.into(),
-        _ => End::Lost(
-            format!("the server has ended the watch: {}", status.message),
-            Duration::from_secs(wait.min(30).into()),
-        ),
-    }
+    let message = format!("the server has ended the watch: {}", status.message);
+    (status.code, meaning(status.code, &message, wait.into()))
 }
 
 #[cfg(test)]
