@@ -9,7 +9,7 @@ ROOT    := $(shell [ "$$(id -u)" = 0 ] && echo yes)
 
 # Debian's packages that the tests run for real: the servers, the reference plugins, and the tools to look with. The tests
 # start their own servers, on ports and sockets of their own, and leave those of the system alone.
-PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace podman
+PACKAGES := etcd-server containerd runc containernetworking-plugins nftables iptables iproute2 strace podman openssl
 
 .PHONY: build demo test bench soak fuzz lint golden install image deb deb-of-dist clean packages
 .DEFAULT_GOAL := build

@@ -29,18 +29,7 @@ fn cluster(work: &WorkDir, backend: Backend) -> Cluster {
         cluster.add_node().unwrap();
     }
     let networks = [0, 1].map(|number: usize| &cluster.nodes[number].host.network);
-    let wire = VethSpec {
-        name: WIRE,
-        alias: "",
-        mac: None,
-        mtu: None,
-        master: None,
-        hairpin: false,
-        up: false,
-        peer_name: WIRE,
-        peer_mac: None,
-        peer_netns: networks[1],
-    };
+    let wire = VethSpec::new(WIRE, WIRE, networks[1]);
     Netlink::open_in(networks[0]).unwrap().create_veth(&wire).unwrap();
     for node in networks {
         oracle::ip(node, "-6 address flush dev eth0 scope global").unwrap();

@@ -89,16 +89,10 @@ fn second_card(fabric: &Netns, host: &Netns) {
     let master = switch.link("switch0").unwrap().unwrap().index;
     switch
         .create_veth(&VethSpec {
-            name: "card2",
-            alias: "",
-            mac: None,
-            mtu: None,
             master: Some(master),
-            hairpin: false,
             up: true,
-            peer_name: "eth1",
             peer_mac: Some(Mac::derive("card2")),
-            peer_netns: host,
+            ..VethSpec::new("card2", "eth1", host)
         })
         .unwrap();
     host.run(|| sysctl::set("net/ipv6/conf/eth1/accept_dad", "0").unwrap()).unwrap();

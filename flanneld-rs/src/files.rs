@@ -1,17 +1,18 @@
 //! Files for the CNI plugins: the subnet file, and the conflist that tells the container runtime that the node is ready.
 
 use crate::options::Options;
+use crate::regular_file::read_bounded;
 use ipam::subnet_env::SubnetEnv;
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Name of the conflist, the same as flannel's, so that the two never stand side by side.
 const CONFLIST: &str = "10-flannel.conflist";
 
 /// Largest conflist that is read, in bytes: what fits into a ConfigMap.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: usize = 1 << 20;
 
 /// The files of this node.
 #[derive(Clone, Debug)]
@@ -89,9 +90,9 @@ impl Files {
 
 /// A conflist from somebody else: a runtime that met a broken one would report the node as not ready, or take the next file.
 fn given(path: &Path) -> Result<String, String> {
-    let mut text = String::new();
-    let read = fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
-    read.map_err(|error| error.to_string())?;
+    let read = read_bounded(path, LONGEST).map_err(|error| error.to_string())?;
+    let (bytes, _) = read.ok_or("it does not exist")?;
+    let text = String::from_utf8(bytes).map_err(|_| "it is no UTF-8 text")?;
     let list: Value = serde_json::from_str(&text).map_err(|error| format!("no JSON: {error}"))?;
     let typed = |plugin: &Value| plugin.get("type").is_some_and(Value::is_string);
     let plugins = list.get("plugins").and_then(Value::as_array);

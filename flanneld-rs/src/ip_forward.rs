@@ -6,6 +6,7 @@
 //! since stays as it is.
 
 use crate::family::Family;
+use crate::regular_file::read_bounded;
 use kernel::netlink::{Link, LinkKind, Netlink};
 use kernel::netns::Netns;
 use kernel::sysctl;
@@ -13,14 +14,14 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the state directory.
 const FILE: &str = "ip-forward.json";
 /// More than the values of ten thousand devices.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_BYTES: usize = 4 << 20;
 /// What a pod's end in this namespace is called by who made it (cni-plugin's alias on veths).
 const POD_ALIAS: &str = "cni-plugin:";
 
@@ -217,14 +218,9 @@ fn place() -> Result<String, String> {
 
 /// One that is damaged says nothing of use.
 fn read(path: &Path) -> Result<Option<Record>, String> {
-    let mut text = Vec::new();
-    match File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text)) {
-        Ok(_) => Ok(serde_json::from_slice(&text)
-            .inspect_err(|error| tracing::warn!("{} is not used: {error}", path.display()))
-            .ok()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("reading {}: {error}", path.display())),
-    }
+    let found = read_bounded(path, MAX_BYTES).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    let unusable = |error: &serde_json::Error| tracing::warn!("{} is not used: {error}", path.display());
+    Ok(found.and_then(|(text, _)| serde_json::from_slice(&text).inspect_err(unusable).ok()))
 }
 
 /// On disk before anything is changed, whole or not at all.

@@ -5,6 +5,7 @@ use crate::family::{Family, PerFamily};
 use crate::health::Health;
 use crate::lease::{Lease, LeaseTable, key};
 use crate::options::Options;
+use crate::regular_file::read_bounded;
 use crate::reload::Configuration;
 use crate::store::{Contact, Held, LEASE_TTL, Snapshot, Store};
 use crate::wall_clock;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ const FILE: &str = "last-known.json";
 /// What this version writes and understands.
 const VERSION: u32 = 1;
 /// Longest file that is read: 5000 leases have about 1.5 MB.
-const MAX_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Between two writes there is a pause this many times as long as the first took, within these bounds: a large cluster in
 /// turmoil costs the disk little. What is lost with the last changes, the store tells again.
 const PAUSE_RATIO: u32 = 50;
@@ -113,8 +114,8 @@ impl Place {
     pub fn read(&self) -> Option<LastKnown> {
         let path = self.path();
         let unusable = |why: String| tracing::warn!("{} is not used: {why}", path.display());
-        match read_bounded(&path) {
-            Ok(text) => match parse(&text) {
+        match read_bounded(&path, MAX_BYTES) {
+            Ok(Some((text, _))) => match parse(&text) {
                 Ok((store, last)) if store == self.store => Some(last),
                 Ok((store, _)) => {
                     unusable(format!("it is about {store}"));
@@ -125,7 +126,7 @@ impl Place {
                     None
                 }
             },
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Ok(None) => None,
             Err(error) => {
                 unusable(error.to_string());
                 None
@@ -230,15 +231,6 @@ pub async fn record(
 
 fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {MAX_BYTES} bytes")));
-    }
-    Ok(text)
 }
 
 fn document(last: &LastKnown, store: &str) -> io::Result<Document> {

@@ -161,18 +161,7 @@ fn run(program: &str, args: &[&str]) -> String {
 }
 
 fn underlay(netlink: &mut Netlink, neighbour: &Netns) {
-    let eth0 = VethSpec {
-        name: "eth0",
-        alias: "",
-        mac: None,
-        mtu: None,
-        master: None,
-        hairpin: false,
-        up: true,
-        peer_name: "peer",
-        peer_mac: None,
-        peer_netns: neighbour,
-    };
+    let eth0 = VethSpec { up: true, ..VethSpec::new("eth0", "peer", neighbour) };
     netlink.create_veth(&eth0).unwrap();
     let index = netlink.link("eth0").unwrap().unwrap().index;
     netlink.add_address(index, "192.0.2.1/24".parse().unwrap()).unwrap();

@@ -4,6 +4,8 @@
 use flanneld_rs::files::Files;
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::options::Options;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -96,6 +98,17 @@ fn a_given_conflist_is_installed_to_the_byte() {
         fs::write(&given, broken).unwrap();
         files.install_conflist().unwrap_err();
         assert_eq!(installed().unwrap(), first, "{broken}");
+    }
+    // Nobody ever writes to this one, or too much to that.
+    let too_long = format!("{first}{}", " ".repeat(1 << 20));
+    for make in
+        [&|| mkfifo(&given, Mode::S_IRWXU).unwrap(), &|| fs::write(&given, &too_long).unwrap()] as [&dyn Fn(); 2]
+    {
+        fs::remove_file(&given).unwrap();
+        make();
+        let refusal = files.install_conflist().unwrap_err();
+        assert!(refusal.contains("regular file") || refusal.contains("more than"), "{refusal}");
+        assert_eq!(installed().unwrap(), first);
     }
     let second = r#"{"name": "cbr0", "plugins": [{"type": "flannel-rs"}]}"#;
     fs::write(&given, second).unwrap();

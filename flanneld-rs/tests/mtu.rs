@@ -145,18 +145,7 @@ fn a_family_that_does_not_fit_is_left_out_by_itself() {
 fn the_kernel_takes_a_vxlan_device_of_this_mtu_and_not_a_byte_more() {
     let (here, far) = (Netns::create().expect("run these tests as root"), Netns::create().unwrap());
     let mut netlink = Netlink::open_in(&here).unwrap();
-    let eth0 = VethSpec {
-        name: "eth0",
-        alias: "",
-        mac: None,
-        mtu: Some(1500),
-        master: None,
-        hairpin: false,
-        up: true,
-        peer_name: "eth0",
-        peer_mac: None,
-        peer_netns: &far,
-    };
+    let eth0 = VethSpec { mtu: Some(1500), up: true, ..VethSpec::new("eth0", "eth0", &far) };
     netlink.create_veth(&eth0).unwrap();
     let eth0 = netlink.link("eth0").unwrap().unwrap().index;
     for address in ["192.0.2.1/24", "2001:db8::1/64"] {

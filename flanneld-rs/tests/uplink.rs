@@ -43,16 +43,10 @@ impl Node {
     fn interface(&mut self, name: &str) {
         let ours = name.starts_with("flannel");
         let spec = VethSpec {
-            name,
             alias: if ours { kernel::LINK_ALIAS } else { "" },
-            mac: None,
             mtu: Some(1500),
-            master: None,
-            hairpin: false,
             up: true,
-            peer_name: name,
-            peer_mac: None,
-            peer_netns: &self._far,
+            ..VethSpec::new(name, name, &self._far)
         };
         self.netlink.create_veth(&spec).unwrap();
         let mut far = Netlink::open_in(&self._far).unwrap();

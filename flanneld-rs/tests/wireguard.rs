@@ -100,18 +100,7 @@ fn pair() -> (Node, Node) {
 
 fn wired() -> (Node, Node) {
     let (mut one, mut two) = (Node::new(1), Node::new(2));
-    let wire = VethSpec {
-        name: "eth0",
-        alias: "",
-        mac: None,
-        mtu: None,
-        master: None,
-        hairpin: false,
-        up: true,
-        peer_name: "eth0",
-        peer_mac: None,
-        peer_netns: &two.netns,
-    };
+    let wire = VethSpec { up: true, ..VethSpec::new("eth0", "eth0", &two.netns) };
     one.netlink.create_veth(&wire).unwrap();
     for (number, node) in [(1, &mut one), (2, &mut two)] {
         let up = LinkChange { up: Some(true), ..LinkChange::default() };

@@ -30,18 +30,7 @@ fn a_link_is_gone_at_both_ends_on_return_and_its_name_is_free() {
     let (netns, mut pod) = fresh();
     host.create_bridge("cbr0", Mac::derive("bridge"), None, "").unwrap();
     let master = Some(host.link("cbr0").unwrap().unwrap().index);
-    let spec = VethSpec {
-        name: "veth0",
-        alias: "",
-        mac: None,
-        mtu: None,
-        master,
-        hairpin: true,
-        up: true,
-        peer_name: "eth0",
-        peer_mac: None,
-        peer_netns: &netns,
-    };
+    let spec = VethSpec { master, hairpin: true, up: true, ..VethSpec::new("veth0", "eth0", &netns) };
     for _ in 0..20 {
         host.create_veth(&spec).expect("the name is free again");
         let peer = pod.link("eth0").unwrap().unwrap();
@@ -56,18 +45,7 @@ fn a_link_is_gone_at_both_ends_on_return_and_its_name_is_free() {
 fn nobody_waits_for_the_child() {
     let _alone = alone();
     let (netns, mut host) = fresh();
-    let spec = VethSpec {
-        name: "veth0",
-        alias: "",
-        mac: None,
-        mtu: None,
-        master: None,
-        hairpin: false,
-        up: false,
-        peer_name: "veth1",
-        peer_mac: None,
-        peer_netns: &netns,
-    };
+    let spec = VethSpec::new("veth0", "veth1", &netns);
     host.create_veth(&spec).unwrap();
     // As a runtime's pipe would be: inherited by whatever this process starts.
     let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();

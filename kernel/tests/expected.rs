@@ -37,18 +37,7 @@ impl Node {
         let namespace = Netns::create().expect("these tests make network namespaces: run them as root");
         let mut netlink = Netlink::open_in(&namespace).unwrap();
         for (name, peer) in [("eth0", "far0"), ("veth0", "pod0")] {
-            let spec = VethSpec {
-                name,
-                alias: "",
-                mac: None,
-                mtu: None,
-                master: None,
-                hairpin: false,
-                up: true,
-                peer_name: peer,
-                peer_mac: None,
-                peer_netns: &namespace,
-            };
+            let spec = VethSpec { up: true, ..VethSpec::new(name, peer, &namespace) };
             netlink.create_veth(&spec).unwrap();
             let peer = netlink.link(peer).unwrap().unwrap().index;
             netlink.set_link(peer, &LinkChange { up: Some(true), ..LinkChange::default() }).unwrap();

@@ -15,18 +15,7 @@ fn node(mtu: u32) -> (Netlink, Netns) {
     let here = Netns::create().expect("these tests make network namespaces: run them as root, or in a user namespace");
     let far = Netns::create().unwrap();
     let mut netlink = Netlink::open_in(&here).unwrap();
-    let spec = VethSpec {
-        name: "eth0",
-        alias: "",
-        mac: None,
-        mtu: Some(mtu),
-        master: None,
-        hairpin: false,
-        up: true,
-        peer_name: "eth0",
-        peer_mac: None,
-        peer_netns: &far,
-    };
+    let spec = VethSpec { mtu: Some(mtu), up: true, ..VethSpec::new("eth0", "eth0", &far) };
     netlink.create_veth(&spec).unwrap();
     let mut there = Netlink::open_in(&far).unwrap();
     let peer = there.link("eth0").unwrap().unwrap().index;

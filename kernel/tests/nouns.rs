@@ -35,16 +35,12 @@ fn find(netlink: &mut Netlink, name: &str) -> Link {
 
 fn veth<'a>(name: &'a str, peer_netns: &'a Netns) -> VethSpec<'a> {
     VethSpec {
-        name,
         alias: "test",
         mac: Some(Mac::derive(name)),
         mtu: Some(1450),
-        master: None,
-        hairpin: false,
         up: true,
-        peer_name: "eth0",
         peer_mac: Some(MAC),
-        peer_netns,
+        ..VethSpec::new(name, "eth0", peer_netns)
     }
 }
 

@@ -29,16 +29,11 @@ fn pair() -> Pair {
     let netns = Netns::create().unwrap();
     let mut pod = Netlink::open_in(&netns).unwrap();
     let spec = VethSpec {
-        name: "veth0",
-        alias: "",
         mac: Some(Mac::derive("near")),
         mtu: Some(1450),
-        master: None,
-        hairpin: false,
         up: true,
-        peer_name: "eth0",
         peer_mac: Some(Mac::derive("far")),
-        peer_netns: &netns,
+        ..VethSpec::new("veth0", "eth0", &netns)
     };
     host.create_veth(&spec).unwrap();
     let near = find(&mut host, "veth0");

@@ -28,20 +28,7 @@ fn on_one_thread<T>(test: impl Future<Output = T>) -> T {
 async fn calm() -> (Netns, Netlink, u32, Watch) {
     let namespace = fresh();
     let mut netlink = Netlink::open_in(&namespace).unwrap();
-    netlink
-        .create_veth(&VethSpec {
-            name: "one0",
-            alias: "",
-            mac: None,
-            mtu: None,
-            master: None,
-            hairpin: false,
-            up: true,
-            peer_name: "two0",
-            peer_mac: None,
-            peer_netns: &namespace,
-        })
-        .unwrap();
+    netlink.create_veth(&VethSpec { up: true, ..VethSpec::new("one0", "two0", &namespace) }).unwrap();
     let index = netlink.link("one0").unwrap().unwrap().index;
     for name in ["lo", "two0"] {
         let index = netlink.link(name).unwrap().unwrap().index;

@@ -16,6 +16,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+/// Each test on the double and, where there is one, on a real API server, by the caller's `run_on`.
+macro_rules! on_both {
+    ($($test:ident)*) => {
+        mod double {
+            $(#[test] fn $test() { super::run_on(crate::kube_api::KubeApi::double(), super::$test) })*
+        }
+        mod real {
+            $(#[test] fn $test() {
+                if let Some(server) = crate::kube_server::KubeServer::shared() {
+                    super::run_on(crate::kube_api::KubeApi::real(server), super::$test)
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
+
 pub(crate) struct KubeApi {
     /// the double, unless the server is a real one
     pub(crate) double: Option<ApiServer>,

@@ -2,28 +2,11 @@
 //! go and come back; what an administrator lays down.
 
 use crate::keepers::Running;
-use crate::kube_api::KubeApi;
-use crate::kube_server::KubeServer;
+use crate::kube_api::{KubeApi, on_both};
 use crate::place::{Node, Place, config, leases, node, run, until, v4};
 use flanneld_rs::network_config::NetworkConfig;
 use flanneld_rs::store::{Contact, Given, KubeOptions, KubeStore, LeaseStore, Store, StoreError};
 use std::time::Duration;
-
-/// Each test on the double and, where there is one, on a real API server.
-macro_rules! on_both {
-    ($($test:ident)*) => {
-        mod double {
-            $(#[test] fn $test() { super::run_on(crate::kube_api::KubeApi::double(), super::$test) })*
-        }
-        mod real {
-            $(#[test] fn $test() {
-                if let Some(server) = super::KubeServer::shared() {
-                    super::run_on(crate::kube_api::KubeApi::real(server), super::$test)
-                }
-            })*
-        }
-    };
-}
 
 on_both! {
     what_is_written_is_what_go_flannel_writes

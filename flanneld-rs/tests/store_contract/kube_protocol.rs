@@ -1,26 +1,11 @@
 //! What the store relies on of an API server, asked without the store: of the double, and of a real one, which is right.
 
-use crate::kube_api::KubeApi;
-use crate::kube_server::{KubeServer, not_tested};
+use crate::kube_api::{KubeApi, on_both};
+use crate::kube_server::not_tested;
 use crate::place::{Place, run};
 use axum::http::Request;
 use kube::Client;
 use serde_json::{Value, json};
-
-macro_rules! on_both {
-    ($($test:ident)*) => {
-        mod double {
-            $(#[test] fn $test() { super::run_on(crate::kube_api::KubeApi::double(), super::$test) })*
-        }
-        mod real {
-            $(#[test] fn $test() {
-                if let Some(server) = super::KubeServer::shared() {
-                    super::run_on(crate::kube_api::KubeApi::real(server), super::$test)
-                }
-            })*
-        }
-    };
-}
 
 on_both! {
     a_list_is_streamed_and_ends_in_a_bookmark

@@ -36,6 +36,24 @@ pub struct VethSpec<'a> {
     pub peer_netns: &'a Netns,
 }
 
+impl<'a> VethSpec<'a> {
+    /// A pair of these names and nothing else of its own; the near end stays off.
+    pub fn new(name: &'a str, peer_name: &'a str, peer_netns: &'a Netns) -> Self {
+        VethSpec {
+            name,
+            alias: "",
+            mac: None,
+            mtu: None,
+            master: None,
+            hairpin: false,
+            up: false,
+            peer_name,
+            peer_mac: None,
+            peer_netns,
+        }
+    }
+}
+
 impl Netlink {
     /// Makes a veth pair. The near end gets no IPv6 link-local address. EEXIST if one of the names is taken.
     pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<()> {

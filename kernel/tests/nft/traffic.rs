@@ -51,19 +51,7 @@ impl World {
     /// A cable from the node's device `name` to eth0 of `other`.
     fn cable(&self, name: &str, near: IpNetwork, other: &Netns, far: IpNetwork) {
         let mut node = Netlink::open_in(&self.node).unwrap();
-        node.create_veth(&VethSpec {
-            name,
-            alias: "",
-            mac: None,
-            mtu: None,
-            master: None,
-            hairpin: false,
-            up: false,
-            peer_name: "eth0",
-            peer_mac: None,
-            peer_netns: other,
-        })
-        .unwrap();
+        node.create_veth(&VethSpec::new(name, "eth0", other)).unwrap();
         let index = node.link(name).unwrap().unwrap().index;
         // A router asks for its neighbours from its link-local address.
         node.set_link(index, &LinkChange { link_local: Some(true), ..LinkChange::default() }).unwrap();

@@ -64,18 +64,7 @@ pub(crate) fn node() -> Node {
     let netns = Netns::create().expect("these tests make network namespaces: run them as root, or in a user namespace");
     let far = Netns::create().unwrap();
     let mut netlink = Netlink::open_in(&netns).unwrap();
-    let spec = VethSpec {
-        name: "eth0",
-        alias: "",
-        mac: None,
-        mtu: Some(1500),
-        master: None,
-        hairpin: false,
-        up: true,
-        peer_name: "eth0",
-        peer_mac: None,
-        peer_netns: &far,
-    };
+    let spec = VethSpec { mtu: Some(1500), up: true, ..VethSpec::new("eth0", "eth0", &far) };
     netlink.create_veth(&spec).unwrap();
     let mut there = Netlink::open_in(&far).unwrap();
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
