@@ -8,7 +8,7 @@ pub use fault::Fault;
 
 use crate::cluster::{Backend, Cluster};
 use crate::fabric::UPLINK;
-use crate::probe::ask;
+use crate::probe::{self, ask};
 use crate::stream::{Report, Stream};
 use crate::{Result, eventually, oracle};
 use ipnetwork::IpNetwork;
@@ -39,6 +39,23 @@ pub struct Outcome {
     pub struck: Report,
     /// what became of the packets of the other one
     pub other: Report,
+    /// what became of packets of the family that was struck from node to node beside the tunnel, where it is their wire that
+    /// was struck: nothing that runs over it can lose less
+    pub bare: Option<Report>,
+}
+
+impl Outcome {
+    /// For how long nothing came through which the wire itself would have carried.
+    pub fn own_outage(&self) -> Duration {
+        let wire = self.bare.as_ref().map_or(Duration::ZERO, |bare| bare.longest_outage);
+        self.struck.longest_outage.saturating_sub(wire)
+    }
+
+    /// What became of the packets that were struck, in words.
+    pub fn losses(&self) -> String {
+        let bare = self.bare.as_ref().map(|bare| format!(", {} of {} beside the tunnel", bare.lost, bare.sent));
+        format!("{} of {} lost{}", self.struck.lost, self.struck.sent, bare.unwrap_or_default())
+    }
 }
 
 /// A cluster that faults strike one after another.
@@ -48,12 +65,14 @@ pub struct Victim {
     backend: Backend,
     /// the next free address on the fabric
     next: u8,
+    /// the peer itself answers, too
+    serves: bool,
 }
 
 impl Victim {
     /// A dual-stack cluster of two nodes with a pod each.
     pub fn new(cluster: Cluster, backend: Backend) -> Self {
-        Victim { cluster, backend, next: 150 }
+        Victim { cluster, backend, next: 150, serves: false }
     }
 
     /// Strikes, and measures until all is well; `v6` is the family that is struck.
@@ -61,8 +80,10 @@ impl Victim {
     /// # Errors
     /// Also when it never gets well, with what is wrong.
     pub fn suffer(&mut self, fault: Fault, v6: bool) -> Result<Outcome> {
-        let in_context = |error| format!("{fault} ({}, {}): {error}", self.backend, family_name(v6));
+        let backend = self.backend;
+        let in_context = |error| format!("{fault} ({backend}, {}): {error}", family_name(v6));
         let healthy = eventually(PATIENCE, || self.stable()).map_err(in_context)?;
+        let bare = if fault.strikes_the_wire() { Some(self.bare(v6).map_err(in_context)?) } else { None };
         let pod = self.cluster.nodes[0].pods[0].sandbox.network();
         let targets = &self.cluster.nodes[1].pods[0].addresses;
         let target =
@@ -77,14 +98,15 @@ impl Victim {
         let healed = start.elapsed();
         if fault == Fault::SubnetTaken {
             // What pods of the old subnet send is answered to its new owner, until they are replaced.
-            let outcome = Outcome { healed, struck: struck.stop()?, other: other.stop()? };
+            let outcome = Outcome { healed, struck: struck.stop()?, other: other.stop()?, bare: None };
             self.settle(&key).map_err(|error| format!("after {fault}: {error}"))?;
             return Ok(outcome);
         }
-        for stream in [&struck, &other] {
+        for stream in [&struck, &other].into_iter().chain(&bare) {
             stream.wait_for_answers(20).map_err(|error| format!("after {fault}: {error}"))?;
         }
-        let outcome = Outcome { healed, struck: struck.stop()?, other: other.stop()? };
+        let bare = bare.map(Stream::stop).transpose()?;
+        let outcome = Outcome { healed, struck: struck.stop()?, other: other.stop()?, bare };
         if fault == Fault::UnderlayMtuChanged {
             self.on_node(&format!("link set {UPLINK} mtu {}", MTUS.1))?;
         }
@@ -97,6 +119,18 @@ impl Victim {
             .map_err(|error| format!("after {fault}: {error}"))?;
         }
         Ok(outcome)
+    }
+
+    /// A stream to the peer itself, which goes through no tunnel.
+    fn bare(&mut self, v6: bool) -> Result<Stream> {
+        let [first, peer] = [0, 1].map(|node| &self.cluster.nodes[node].host);
+        if !self.serves {
+            // Its threads end with this process.
+            peer.network.run(probe::serve)??;
+            self.serves = true;
+        }
+        let example: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Stream::start(&first.network, peer.address_like(example), INTERVAL)
     }
 
     fn on_node(&self, args: &str) -> Result<()> {

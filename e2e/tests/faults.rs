@@ -25,12 +25,12 @@ fn heals(backend: Backend, store: Store, first_v6: bool) {
     for fault in Fault::ALL.into_iter().filter(|fault| fault.applies(backend, store)) {
         let family = family_name(v6);
         let outcome = victim.suffer(fault, v6).unwrap_or_else(|error| panic!("{error}"));
-        let lost = outcome.struck.lost;
-        println!(
-            "{backend}, {family}, {fault}: healed in {:?}, {lost} of {} lost",
-            outcome.healed, outcome.struck.sent
-        );
+        println!("{backend}, {family}, {fault}: healed in {:?}, {}", outcome.healed, outcome.losses());
         assert!(outcome.healed < LIMIT, "{backend}, {family}, {fault}: {outcome:?}");
+        if outcome.bare.is_some() {
+            let own = outcome.own_outage();
+            assert!(own < outcome.healed + NOTICED, "{backend}, {family}, {fault}: not the wire's fault: {outcome:?}");
+        }
         if fault.is_of_one_family(backend) {
             let outage = outcome.other.longest_outage;
             assert!(outage < NOTICED, "{backend}, {fault} of {family} harms the other family: {outcome:?}");

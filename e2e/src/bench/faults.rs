@@ -15,17 +15,18 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
         let mut victim = Victim::new(Cluster::start(&settings, &directory, 2, 1)?, backend);
         for fault in Fault::ALL.into_iter().filter(|fault| fault.applies(backend, Store::File)) {
             for v6 in [false, true] {
-                let (mut healed, mut lost) = (Sample::default(), Vec::new());
+                let (mut healed, mut lost, mut bare) = (Sample::default(), Vec::new(), Vec::new());
                 for _ in 0..wishes.times(5) {
                     let outcome = victim.suffer(fault, v6)?;
                     healed.add(outcome.healed);
                     all.add(outcome.healed);
                     lost.push(outcome.struck.lost);
+                    bare.extend(outcome.bare.map(|bare| bare.lost));
                 }
-                lost.sort_unstable();
                 let worst = healed.percentile(100);
-                let median = lost.get(lost.len() / 2).copied().unwrap_or_default();
-                let note = format!("worst {worst:.2} ms; {median} packets lost of 1000 per second, p50");
+                let lost = median(lost).unwrap_or_default();
+                let beside = median(bare).map(|bare| format!(" ({bare} beside the tunnel)")).unwrap_or_default();
+                let note = format!("worst {worst:.2} ms; {lost} packets lost of 1000 per second{beside}, p50");
                 let what = format!("{backend}, {}: {fault}, to heal, p50", family_name(v6));
                 figures.push(Figure::time(what, healed.median()).note(note));
             }
@@ -34,4 +35,9 @@ pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> 
     let note = format!("worst {:.2} ms; wanted: 250 ms at the median, 2 s at worst", all.percentile(100));
     figures.push(Figure::time("all faults: to heal, p50", all.median()).note(note));
     Ok(figures)
+}
+
+fn median(mut counts: Vec<usize>) -> Option<usize> {
+    counts.sort_unstable();
+    counts.get(counts.len() / 2).copied()
 }

@@ -32,7 +32,10 @@ pub enum Fault {
     TableEmptied,
     /// forwarding is switched off
     ForwardingOff,
-    /// the underlay interface goes down and up again, and gets its addresses and default route back
+    /// the underlay interface goes down and up again, and gets its addresses and default route back. Down forgets the
+    /// neighbours of the wire. Each second time or so the first question for one (ARP, or a neighbour solicitation) leaves a
+    /// fraction of a millisecond before the switch's port forwards, and the kernel asks again after a second only (retrans_time of
+    /// net.ipv4.neigh): the tunnel then is silent for that second as the bare wire is, and as it is under Go flannel.
     UnderlayBounced,
     /// the underlay interface gets a smaller MTU, and later the usual one again
     UnderlayMtuChanged,
@@ -106,6 +109,11 @@ impl Fault {
                 | Fault::RulesetFlushed
         );
         other || (backend == Backend::Vxlan && !underlay)
+    }
+
+    /// Whether it interrupts the wire itself, and both ends know each other as before once it is whole again.
+    pub(super) fn strikes_the_wire(self) -> bool {
+        matches!(self, Fault::UnderlayBounced | Fault::UnderlayReplaced)
     }
 
     /// Whether what is right afterwards is not what was right before.
