@@ -7,7 +7,7 @@ use crate::ready::await_reception;
 use cni_spec::{CniError, Code};
 use ipnetwork::IpNetwork;
 use kernel::netlink::{Link, LinkChange, LinkKind, Netlink};
-use kernel::sysctl;
+use kernel::{advertisements, sysctl};
 use nix::errno::Errno;
 use std::net::IpAddr;
 
@@ -96,7 +96,7 @@ fn configure_bridge(
     if plan.promiscuous && !bridge.promiscuous {
         host.set_link(bridge.index, &LinkChange { promiscuous: Some(true), ..LinkChange::default() })?;
     }
-    plan.addresses.iter().try_for_each(|address| forward(address.ip()))?;
+    plan.addresses.iter().try_for_each(|address| forward(host, address.ip()))?;
     // An address set by hand stays when ports come and go, also on a bridge that somebody else made.
     match bridge.mac {
         Some(mac) if mac != plan.mac && !missing.is_empty() => {
@@ -106,9 +106,16 @@ fn configure_bridge(
     }
 }
 
-/// A gateway that does not forward is none; the file is per namespace and usually set already.
-pub(crate) fn forward(gateway: IpAddr) -> kernel::Result<()> {
+/// A gateway that does not forward is none; the file is per namespace and usually set already. A node that has its own way out
+/// from its routers keeps it.
+pub(crate) fn forward(host: &mut Netlink, gateway: IpAddr) -> kernel::Result<()> {
     let key = if gateway.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+    if gateway.is_ipv6() && sysctl::get(key).is_ok_and(|value| value == "0") {
+        let heard = advertisements::heard_on(host)?;
+        for device in heard.iter().filter(|device| advertisements::end_with_forwarding(device)) {
+            sysctl::set(&advertisements::accept_ra(device), advertisements::ALWAYS)?;
+        }
+    }
     sysctl::set(key, "1")
 }
 

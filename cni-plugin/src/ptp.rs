@@ -23,7 +23,7 @@ pub(crate) fn connect(plan: &PodPlan, host: &mut Netlink, pod: &mut Netlink) -> 
     for ip in &plan.ips {
         let Some(gateway) = ip.gateway else { continue };
         let address = ip.address.ip();
-        forward(gateway)?;
+        forward(host, gateway)?;
         match host.add_address(near, IpNetwork::from(gateway)) {
             // Of two addresses of one subnet, the first has brought it.
             Err(error) if error.errno == Errno::EEXIST => {}

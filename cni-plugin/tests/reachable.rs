@@ -160,3 +160,18 @@ fn no_address_is_tentative() {
     let link = Netlink::open_in(&pod).unwrap().link("eth0").unwrap().unwrap();
     assert!(link.up && link.running, "{link:?}");
 }
+
+/// Forwarding IPv6 alone would end a node's own address and default route that it has from a router.
+#[test]
+fn a_gateway_goes_on_hearing_its_routers() {
+    let node = Node::new();
+    ip(&node.host, "link add up0 type veth peer name up1");
+    ip(&node.host, "link set up0 up");
+    ip(&node.host, "link set up1 up");
+    ip(&node.host, "address add 2001:db8::5/64 dev up0 valid_lft 3600 preferred_lft 1800");
+    let accept_ra = |device: &str| node.host.run(|| sysctl::get(&kernel::advertisements::accept_ra(device))).unwrap();
+    assert_eq!((accept_ra("up0").unwrap(), accept_ra("up1").unwrap()), ("1".into(), "1".into()));
+    let pod = Netns::create().unwrap();
+    node.add(eth0("c1", &pod), &node.bridge("1.0.0", &[IPV6])).unwrap();
+    assert_eq!((accept_ra("up0").unwrap(), accept_ra("up1").unwrap()), ("2".into(), "1".into()));
+}

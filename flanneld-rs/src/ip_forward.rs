@@ -4,15 +4,18 @@
 //! `accept_redirects` of all of them off (`inet_forward_change`), and IPv6's sets every device's too
 //! (`addrconf_fixup_forwarding`). All of it is written down before the first change. A value that somebody else has changed
 //! since stays as it is.
+//!
+//! A node that forwards IPv6 hears no router advertisements any more, which may be where it has its own way out from
+//! ([`kernel::advertisements`]). Devices on which it hears them go on doing so, as long as forwarding is on by us.
 
 use crate::family::Family;
 use crate::regular_file::read_bounded;
 use kernel::netlink::{Link, LinkKind, Netlink};
 use kernel::netns::Netns;
-use kernel::sysctl;
+use kernel::{advertisements, sysctl};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
@@ -38,6 +41,9 @@ struct Record {
     place: String,
     /// by switch: the values that it changes
     switches: BTreeMap<String, BTreeMap<String, Value>>,
+    /// devices that were told to go on hearing routers
+    #[serde(default)]
+    hearing: BTreeSet<String>,
 }
 
 /// One parameter of the kernel.
@@ -80,36 +86,62 @@ impl IpForward {
         self.file.as_deref().map(crate::files::left_of).unwrap_or_default()
     }
 
-    /// Switches forwarding of a family on, if it is off. A record that cannot be written is no reason to leave it off. Returns
-    /// what people should know of it.
+    /// Switches forwarding of a family on, if it is off, and keeps the node hearing its routers, at least on the devices
+    /// `uplinks`. A record that cannot be written is no reason to leave it off. Returns what people should know of it.
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn switch_on(&self, family: Family) -> Result<Option<String>, String> {
+    pub fn switch_on(&self, family: Family, uplinks: &BTreeSet<&str>) -> Result<Option<String>, String> {
         let switch = switch(family);
-        if sysctl::get(switch).is_ok_and(|value| value == "1") {
+        let is_on = sysctl::get(switch).is_ok_and(|value| value == "1");
+        let deaf = if family == Family::V6 { self.going_deaf(is_on, uplinks)? } else { BTreeSet::new() };
+        if is_on && deaf.is_empty() {
             return Ok(None);
         }
         // What is not going to be changed must not be given back.
-        let recorded = if sysctl::settable(switch, "1").is_ok() { self.record(family) } else { Ok(()) };
-        if let Some(left) = set_if_writable(switch, "1").map_err(|error| error.to_string())? {
-            return Ok(Some(left));
+        let recorded = if sysctl::settable(switch, "1").is_ok() { self.record(family, &deaf) } else { Ok(()) };
+        // First, for the kernel forgets what it knows from routers with the switch.
+        let hearing = deaf.iter().map(|device| (advertisements::accept_ra(device), advertisements::ALWAYS));
+        for (key, value) in hearing.chain((!is_on).then_some((switch.to_owned(), "1"))) {
+            if let Some(left) = set_if_writable(&key, value).map_err(|error| error.to_string())? {
+                return Ok(Some(left));
+            }
+            tracing::info!("{family} forwarding: {key} is {value} now");
         }
-        tracing::info!("switched on {family} forwarding");
         Ok(recorded.err().map(|error| format!("{switch} is 1 now, and uninstall will not know what it was: {error}")))
     }
 
-    /// Writes down what is about to change, if nothing is written of it yet: of several times, the first one counts.
-    fn record(&self, family: Family) -> Result<(), String> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let place = place()?;
-        let mut record = read(file)?.filter(|record| record.place == place).unwrap_or_default();
-        if record.switches.contains_key(switch(family)) {
-            return Ok(());
+    /// The devices that hear routers, and do so no more once the node forwards by us.
+    fn going_deaf(&self, is_on: bool, uplinks: &BTreeSet<&str>) -> Result<BTreeSet<String>, String> {
+        let mut devices: BTreeSet<String> = uplinks.iter().map(|&device| device.to_owned()).collect();
+        if is_on {
+            // Where somebody else has switched it on, it is as he would have it.
+            let record = self.record_of_now()?.filter(|record| record.switches.contains_key(switch(Family::V6)));
+            let Some(record) = record else { return Ok(BTreeSet::new()) };
+            devices.extend(record.hearing);
+        } else {
+            let heard = Netlink::open().and_then(|mut netlink| advertisements::heard_on(&mut netlink));
+            devices.extend(heard.map_err(|error| error.to_string())?);
         }
-        record.place = place;
-        record.switches.insert(switch(family).into(), about_to_change(family));
-        write(file, &record)
+        devices.retain(|device| advertisements::end_with_forwarding(device));
+        Ok(devices)
+    }
+
+    /// Writes down what is about to change, if it is not written yet: of several times, the first one counts.
+    fn record(&self, family: Family, hearing: &BTreeSet<String>) -> Result<(), String> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let before = self.record_of_now()?;
+        let mut record = before.clone().unwrap_or(Record { place: place()?, ..Record::default() });
+        record.switches.entry(switch(family).into()).or_insert_with(|| about_to_change(family));
+        record.hearing.extend(hearing.iter().cloned());
+        if before.as_ref() == Some(&record) { Ok(()) } else { write(file, &record) }
+    }
+
+    /// The record, if it is of this boot and namespace.
+    fn record_of_now(&self) -> Result<Option<Record>, String> {
+        let record = self.file.as_deref().map(read).transpose()?.flatten();
+        let Some(record) = record else { return Ok(None) };
+        Ok(if record.place == place()? { Some(record) } else { None })
     }
 
     /// What there is to be given back now. Nothing, after a reboot: the kernel has its own first values again.
@@ -117,11 +149,7 @@ impl IpForward {
     /// # Errors
     /// Record or kernel cannot be read.
     pub fn to_return(&self) -> Result<Return, String> {
-        let Some(file) = &self.file else { return Ok(Return::default()) };
-        let Some(record) = read(file)? else { return Ok(Return::default()) };
-        if record.switches.is_empty() || record.place != place()? {
-            return Ok(Return::default());
-        }
+        let Some(record) = self.record_of_now()? else { return Ok(Return::default()) };
         let user = a_user()?;
         let mut all = Return::default();
         for (switch, values) in &record.switches {
@@ -140,6 +168,12 @@ impl IpForward {
                 }
                 _ => all.kept.push((switch.clone(), "somebody else has changed it since".into())),
             }
+        }
+        if !all.waits {
+            let keys = record.hearing.iter().map(|device| advertisements::accept_ra(device));
+            let ours = keys.filter(|key| sysctl::get(key).is_ok_and(|now| now == advertisements::ALWAYS));
+            let first = advertisements::UNLESS_FORWARDING;
+            all.settings.extend(ours.map(|key| Setting { key, value: first.into() }));
         }
         Ok(all)
     }
@@ -284,14 +318,14 @@ mod tests {
         set("net/ipv4/conf/lo/forwarding", "1");
         set("net/ipv4/conf/all/accept_redirects", "0");
         let before = picture();
-        let ip_forward = IpForward::recorded_in(directory);
+        let (ip_forward, none) = (IpForward::recorded_in(directory), BTreeSet::new());
         for family in Family::ALL {
-            assert_eq!(ip_forward.switch_on(family), Ok(None));
+            assert_eq!(ip_forward.switch_on(family, &none), Ok(None));
         }
         assert!(picture().iter().filter(|(key, _)| key.ends_with("forwarding")).all(|(_, value)| value == "1"));
         // Switched off behind our back, and on again: what it was first counts.
         set("net/ipv4/ip_forward", "0");
-        ip_forward.switch_on(Family::V4).unwrap();
+        ip_forward.switch_on(Family::V4, &none).unwrap();
         for setting in ip_forward.to_return().unwrap().settings {
             set(&setting.key, &setting.value);
         }
@@ -308,11 +342,11 @@ mod tests {
         Netns::create()
             .unwrap()
             .run(|| {
-                let ip_forward = IpForward::recorded_in(Path::new("/proc/no-such"));
-                let told = ip_forward.switch_on(Family::V4).unwrap().unwrap();
+                let (ip_forward, none) = (IpForward::recorded_in(Path::new("/proc/no-such")), BTreeSet::new());
+                let told = ip_forward.switch_on(Family::V4, &none).unwrap().unwrap();
                 assert!(told.contains("/proc/no-such"), "{told}");
                 assert_eq!(sysctl::get("net/ipv4/ip_forward").unwrap(), "1");
-                assert_eq!(ip_forward.switch_on(Family::V4), Ok(None));
+                assert_eq!(ip_forward.switch_on(Family::V4, &none), Ok(None));
             })
             .unwrap();
     }

@@ -331,9 +331,10 @@ impl Reconciler {
         }
         // Switched on only: others on the node may need it too.
         let mut unset = Vec::new();
+        let uplinks = uplink.ways.iter().map(|(_, way)| way.interface.as_str()).collect();
         let mut failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
         for family in networks.families() {
-            match self.ip_forward.switch_on(family) {
+            match self.ip_forward.switch_on(family, &uplinks) {
                 Ok(left) => unset.extend(left),
                 Err(error) => failures.push(error),
             }

@@ -1,6 +1,7 @@
 //! The only door to Linux. Pure values ([`Overlay`], nft tables) come in, the kernel's state comes out; everything that
 //! we make carries our mark: [`ROUTE_PROTOCOL`], a link alias, or an nftables table of our own.
 
+pub mod advertisements;
 mod apply;
 pub mod batch;
 pub mod conntrack;

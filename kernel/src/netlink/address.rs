@@ -22,6 +22,8 @@ pub struct AddressEntry {
     pub failed: bool,
     /// it is meant to stay: neither temporary nor deprecated nor still being tried out, and no secondary one of its network
     pub lasting: bool,
+    /// it has a lifetime, as those that routers and DHCP servers give
+    pub ends: bool,
 }
 
 impl Netlink {
@@ -100,7 +102,8 @@ fn decode_entry(payload: &[u8]) -> Option<AddressEntry> {
     // To IPv4, the flag of temporary addresses says that it is a secondary one (linux/if_addr.h).
     let passing = AddressHeaderFlags::Secondary | AddressHeaderFlags::Deprecated | AddressHeaderFlags::Tentative;
     let failed = flags.contains(AddressHeaderFlags::Dadfailed);
-    Some(AddressEntry { index, address, failed, lasting: !flags.intersects(passing) })
+    let ends = !flags.contains(AddressHeaderFlags::Permanent);
+    Some(AddressEntry { index, address, failed, lasting: !flags.intersects(passing), ends })
 }
 
 pub(super) fn decode(payload: &[u8]) -> Option<(u32, IpNetwork)> {
