@@ -16,7 +16,7 @@ use crate::network_config::{self, NetworkConfig};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::reconcile::{Reconciler, Source};
-use crate::reload::{self, Reload};
+use crate::reload::{self, Grounds, Reload};
 use crate::report;
 use crate::running;
 use crate::store::{
@@ -176,9 +176,8 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     loop {
         let lease: Option<Lease> = own.borrow_and_update().as_ref().map(|own| own.lease.clone());
         let snapshot = snapshots.borrow_and_update().clone();
-        let nodes = || lease.iter().chain(snapshot.leases.iter().flat_map(|leases| leases.iter()));
-        let reached = || nodes().flat_map(|lease| lease.announcement.endpoints.iter()).map(|(_, way)| way.public_ip);
-        if let Some(config) = reload.take(lease.as_ref().filter(|_| store.has_pools()), || reached().collect()) {
+        let grounds = Grounds { own: lease.as_ref(), has_pools: store.has_pools(), leases: snapshot.leases.as_ref() };
+        if let Some(config) = reload.take(grounds) {
             reconciler.reconfigure(Arc::new(config));
             pace.wake(Wake::EVERYTHING);
         }

@@ -4,11 +4,11 @@
 use crate::config_file::ConfigFile;
 use crate::health::{Condition, Health};
 use crate::last_known::LastKnown;
-use crate::lease::Lease;
+use crate::lease::{Lease, LeaseTable};
 use crate::network_config::NetworkConfig;
 use crate::store::{LeaseStore, Store, StoreError};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
@@ -100,7 +100,34 @@ type Offer = Result<Arc<Configuration>, String>;
 pub struct Reload {
     offered: watch::Receiver<Offer>,
     in_force: watch::Sender<Arc<Configuration>>,
+    /// what the present offer was refused on; none: it is in force
+    refused_on: Option<(Option<Lease>, Option<Weak<LeaseTable>>)>,
     health: Health,
+}
+
+/// What it depends on whether a node can go over to another configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Grounds<'a> {
+    /// this node's lease
+    pub own: Option<&'a Lease>,
+    /// the subnet of a lease follows from the configuration, and is not given by the cluster
+    pub has_pools: bool,
+    /// all leases
+    pub leases: Option<&'a Arc<LeaseTable>>,
+}
+
+impl Grounds<'_> {
+    /// Whether they are those of the last time. Leases that did not change are the same object.
+    fn are(&self, (own, leases): &(Option<Lease>, Option<Weak<LeaseTable>>)) -> bool {
+        let now = self.leases.map(Arc::as_ptr);
+        self.own == own.as_ref() && now == leases.as_ref().map(Weak::as_ptr)
+    }
+
+    /// The addresses by which nodes are reached.
+    fn nodes(&self) -> Vec<IpAddr> {
+        let leases = self.own.into_iter().chain(self.leases.into_iter().flat_map(|leases| leases.iter()));
+        leases.flat_map(|lease| lease.announcement.endpoints.iter()).map(|(_, way)| way.public_ip).collect()
+    }
 }
 
 /// The other end of a [`Reload`].
@@ -115,7 +142,8 @@ impl Reload {
     pub fn new(source: Source, at_start: Configuration, health: Health) -> (Self, Reader) {
         let at_start = Arc::new(at_start);
         let (offers, offered) = watch::channel(Ok(at_start.clone()));
-        (Reload { offered, in_force: watch::Sender::new(at_start), health }, Reader { source, offers })
+        let in_force = watch::Sender::new(at_start);
+        (Reload { offered, in_force, refused_on: None, health }, Reader { source, offers })
     }
 
     /// What the daemon goes by.
@@ -130,18 +158,24 @@ impl Reload {
         }
     }
 
-    /// What is offered, if a node with the lease `own` can go over to it among nodes that are reached by `nodes`; it then has.
-    /// Whatever keeps it from that is a note of the node's health.
-    pub fn take(&mut self, own: Option<&Lease>, nodes: impl FnOnce() -> Vec<IpAddr>) -> Option<NetworkConfig> {
+    /// What is offered, if the node can go over to it; it then has. Whatever keeps it from that is a note of the node's health.
+    /// What was refused once is looked at again when its grounds are others.
+    pub fn take(&mut self, grounds: Grounds<'_>) -> Option<NetworkConfig> {
+        let is_new = self.offered.has_changed().unwrap_or(false);
+        if !is_new && self.refused_on.as_ref().is_none_or(|before| grounds.are(before)) {
+            return None;
+        }
+        let own = grounds.own.filter(|_| grounds.has_pools).map(|own| &own.subnets);
         let offer = self.offered.borrow_and_update().clone();
         let now = self.in_force.borrow().clone();
         let change = offer.and_then(|offer| {
             let names = match offer.config == now.config {
                 true => Vec::new(),
-                false => now.config.change_to(&offer.config, own.map(|own| &own.subnets), &nodes())?,
+                false => now.config.change_to(&offer.config, own, &grounds.nodes())?,
             };
             Ok((offer, names))
         });
+        self.refused_on = None;
         match change {
             Ok((offer, names)) => {
                 self.health.note(NOTE, String::new());
@@ -156,6 +190,7 @@ impl Reload {
                 differs.then(|| offer.config.clone())
             }
             Err(why) => {
+                self.refused_on = Some((grounds.own.cloned(), grounds.leases.map(Arc::downgrade)));
                 self.health.note(NOTE, format!("not taken over, the former one stays in force: {why}"));
                 None
             }
@@ -193,5 +228,41 @@ impl Reader {
                 changed
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offer_is_looked_at_once_for_each_change_of_its_grounds() {
+        let configuration = |text: &str| Configuration { config: NetworkConfig::parse(text).unwrap(), text: None };
+        let now = configuration(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#);
+        let grown = configuration(r#"{"Network": "10.4.0.0/15", "Backend": {"Type": "host-gw"}}"#);
+        let lease = |number: u8, public: &str| {
+            let value = format!(r#"{{"PublicIP":"{public}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
+            Lease::parse(&format!("10.5.{number}.0-24"), value.as_bytes()).unwrap()
+        };
+        let table =
+            |public: &str| Arc::new([lease(1, "192.0.2.1"), lease(2, public)].into_iter().collect::<LeaseTable>());
+        let own = lease(1, "192.0.2.1");
+        let [inside, still, outside] = ["10.4.0.2", "10.4.0.3", "192.0.2.2"].map(table);
+        let health = Health::new();
+        let source = Source::File(ConfigFile::at("/proc/no-such"));
+        let (mut reload, reader) = Reload::new(source, now, health.clone());
+        let mut take = |leases| reload.take(Grounds { own: Some(&own), has_pools: true, leases: Some(leases) });
+        assert_eq!(take(&inside), None);
+        // The network would swallow a node.
+        drop(reader.offers.send_replace(Ok(Arc::new(grown.clone()))));
+        assert_eq!(take(&inside), None);
+        assert!(health.notes().contains(NOTE), "{}", health.notes());
+        health.note(NOTE, String::new());
+        assert_eq!(take(&inside), None);
+        assert_eq!(health.notes(), "", "looked at again for nothing");
+        assert_eq!(take(&still), None);
+        assert!(health.notes().contains(NOTE), "{}", health.notes());
+        assert_eq!(take(&outside), Some(grown.config));
+        assert_eq!((health.notes().as_str(), take(&inside)), ("", None));
     }
 }
