@@ -1,7 +1,7 @@
 //! Files for the CNI plugins: the subnet file, and the conflist that tells the container runtime that the node is ready.
 
 use crate::options::Options;
-use crate::regular_file::read_bounded;
+use crate::regular_file::{left_of, read_bounded, replace};
 use ipam::subnet_env::SubnetEnv;
 use serde_json::Value;
 use std::fs;
@@ -60,7 +60,8 @@ impl Files {
         if fs::read_to_string(&path).is_ok_and(|present| present == text) {
             return Ok(());
         }
-        replace(dir, &path, &text).map_err(|error| format!("writing {}: {error}", path.display()))?;
+        let written = replace(&path, 0o644, |out| out.write_all(text.as_bytes()));
+        written.map_err(|error| format!("writing {}: {error}", path.display()))?;
         tracing::info!("installed {}", path.display());
         Ok(())
     }
@@ -105,34 +106,6 @@ fn given(path: &Path) -> Result<String, String> {
     }
 }
 
-/// Where the next content of a file is written before it takes the file's place. Not a name that a runtime reads.
-pub(crate) fn draft(path: &Path) -> PathBuf {
-    path.with_file_name(format!(".{}.{}", file_name(path), std::process::id()))
-}
-
-/// What there is of a file that is written by way of [`draft`]s: itself, and the drafts of processes that were killed.
-pub(crate) fn left_of(path: &Path) -> Vec<PathBuf> {
-    let name = file_name(path);
-    let is_draft = |found: &str| {
-        let rest = found.strip_prefix('.').and_then(|found| found.strip_prefix(&name)?.strip_prefix('.'));
-        rest.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok());
-    let mut found: Vec<PathBuf> = entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(|found| found == name || is_draft(found)))
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    found
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 /// The network as the container runtime reads it: named `cbr0` as flannel's, so that addresses are recorded in the same
 /// place whichever of the two runs. A runtime that knows `cniVersions` (1.1.0) takes the newest, and asks for STATUS and GC;
 /// an older one reads `cniVersion` only.
@@ -149,15 +122,4 @@ fn conflist(subnet_file: &Path) -> String {
         "plugins": [plugin],
     });
     format!("{conflist:#}\n")
-}
-
-/// Replaces a file in one step, so that no reader ever sees half of it.
-fn replace(dir: &Path, path: &Path, text: &str) -> std::io::Result<()> {
-    fs::create_dir_all(dir)?;
-    let temporary = draft(path);
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    // The file outlives a reboot, and an empty one would leave the node without a network.
-    file.sync_all()?;
-    fs::rename(&temporary, path)
 }

@@ -9,16 +9,13 @@
 //! ([`kernel::advertisements`]). Devices on which it hears them go on doing so, as long as forwarding is on by us.
 
 use crate::family::Family;
-use crate::regular_file::read_bounded;
+use crate::regular_file::{left_of, read_bounded, replace};
 use kernel::netlink::{Link, LinkKind, Netlink};
 use kernel::netns::Netns;
 use kernel::{advertisements, sysctl};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the state directory.
@@ -83,7 +80,7 @@ impl IpForward {
 
     /// What there is of the record on disk.
     pub fn written(&self) -> Vec<PathBuf> {
-        self.file.as_deref().map(crate::files::left_of).unwrap_or_default()
+        self.file.as_deref().map(left_of).unwrap_or_default()
     }
 
     /// Switches forwarding of a family on, if it is off, and keeps the node hearing its routers, at least on the devices
@@ -257,21 +254,10 @@ fn read(path: &Path) -> Result<Option<Record>, String> {
     Ok(found.and_then(|(text, _)| serde_json::from_slice(&text).inspect_err(unusable).ok()))
 }
 
-/// On disk before anything is changed, whole or not at all.
+/// On disk before anything is changed.
 fn write(path: &Path, record: &Record) -> Result<(), String> {
-    let draft = crate::files::draft(path);
-    let replace = || {
-        if let Some(directory) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        let mut file = File::create(&draft)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(&draft, path)
-    };
-    replace().map_err(|error: std::io::Error| {
-        fs::remove_file(&draft).ok();
-        format!("writing {}: {error}", path.display())
-    })
+    let written = replace(path, 0o600, |out| Ok(serde_json::to_writer(out, record)?));
+    written.map_err(|error| format!("writing {}: {error}", path.display()))
 }
 
 #[cfg(test)]

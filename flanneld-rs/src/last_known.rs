@@ -5,17 +5,16 @@ use crate::family::{Family, PerFamily};
 use crate::health::Health;
 use crate::lease::{Lease, LeaseTable, key};
 use crate::options::Options;
-use crate::regular_file::read_bounded;
+use crate::regular_file::{left_of, read_bounded, replace};
 use crate::reload::Configuration;
 use crate::store::{Contact, Held, LEASE_TTL, Snapshot, Store};
 use crate::wall_clock;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -85,7 +84,7 @@ pub struct Place {
 
 /// What there is in the daemon's own directory of what this module has written.
 pub fn written(directory: &Path) -> Vec<PathBuf> {
-    crate::files::left_of(&directory.join(FILE))
+    left_of(&directory.join(FILE))
 }
 
 impl Place {
@@ -140,20 +139,11 @@ impl Place {
     /// The path and why it cannot be written.
     pub fn write(&self, last: &LastKnown) -> Result<(), String> {
         let path = self.path();
-        let draft = crate::files::draft(&path);
-        let replace = || -> io::Result<()> {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-            let mut out = BufWriter::new(File::create(&draft)?);
-            serde_json::to_writer(&mut out, &document(last, &self.store)?)?;
-            out.write_all(b"\n")?;
-            out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&draft, &path)?;
-            File::open(&self.directory)?.sync_all()
-        };
-        replace().map_err(|error| {
-            fs::remove_file(&draft).ok();
-            format!("writing {}: {error}", path.display())
-        })
+        let written = replace(&path, 0o600, |out| {
+            serde_json::to_writer(&mut *out, &document(last, &self.store)?)?;
+            out.write_all(b"\n")
+        });
+        written.map_err(|error| format!("writing {}: {error}", path.display()))
     }
 }
 

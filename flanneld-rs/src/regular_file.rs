@@ -1,11 +1,15 @@
-//! Reading files that others have written: regular ones only, and never more of one than it may have.
+//! Files as wholes. Of those that others have written, regular ones only are read, and never more of one than it may have; our
+//! own are replaced in one step, by way of a draft beside them.
 
-use std::fs::{Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, BufWriter, ErrorKind, IntoInnerError, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 /// A regular file's bytes and metadata, from before they were read. None: it does not exist.
+///
+/// # Errors
+/// `FileTooLarge` if it has more than `most` bytes.
 pub(crate) fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, Metadata)>> {
     // Opening a FIFO that somebody put there must not wait for its writer.
     let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
@@ -20,7 +24,88 @@ pub(crate) fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u
     let mut bytes = Vec::new();
     file.take(most as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > most {
-        return Err(io::Error::other(format!("it has more than {most} bytes")));
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {most} bytes")));
     }
     Ok(Some((bytes, metadata)))
+}
+
+/// Replaces a file by what `write` writes: whole or not at all, also over a power failure, and at no moment readable for others
+/// than `mode` says. Directories that are missing are made, and may be entered by those who may read the file.
+pub(crate) fn replace(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let draft = draft(path);
+    let replace = || {
+        DirBuilder::new().recursive(true).mode(mode | (mode & 0o444) >> 2).create(directory)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+        // The umask has no say, nor has whoever may have made the draft.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        let mut out = BufWriter::new(file);
+        write(&mut out)?;
+        out.into_inner().map_err(IntoInnerError::into_error)?.sync_all()?;
+        fs::rename(&draft, path)?;
+        File::open(directory)?.sync_all()
+    };
+    replace().inspect_err(|_| drop(fs::remove_file(&draft)))
+}
+
+/// What there is of a file that [`replace`] writes: itself, and the drafts of processes that were killed.
+pub(crate) fn left_of(path: &Path) -> Vec<PathBuf> {
+    let name = file_name(path);
+    let is_draft = |found: &str| {
+        let rest = found.strip_prefix('.').and_then(|found| found.strip_prefix(&name)?.strip_prefix('.'));
+        rest.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok());
+    let mut found: Vec<PathBuf> = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|found| found == name || is_draft(found)))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
+}
+
+/// Not a name that a container runtime reads.
+fn draft(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.{}", file_name(path), std::process::id()))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_file_is_replaced_whole_or_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/file");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // One that somebody has left open to all.
+        fs::create_dir(directory.path().join("new")).unwrap();
+        fs::write(draft(&path), "old").unwrap();
+        fs::set_permissions(draft(&path), Permissions::from_mode(0o666)).unwrap();
+        replace(&path, 0o600, |out| out.write_all(b"first")).unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode(&path)), ("first", 0o600));
+        let half = |out: &mut BufWriter<File>| out.write_all(b"half").and_then(|()| Err(io::Error::other("full")));
+        replace(&path, 0o600, half).unwrap_err();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), left_of(&path)), ("first", vec![path.clone()]));
+        for (mode_of_file, mode_of_directory) in [(0o600, 0o700), (0o644, 0o755)] {
+            let path = directory.path().join(format!("{mode_of_file:o}/file"));
+            replace(&path, mode_of_file, |_| Ok(())).unwrap();
+            assert_eq!((mode(&path), mode(path.parent().unwrap())), (mode_of_file, mode_of_directory));
+        }
+        fs::write(directory.path().join("long"), "12345").unwrap();
+        let error = read_bounded(&directory.path().join("long"), 4).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+    }
 }

@@ -1,9 +1,10 @@
 //! This node's private key: made once, and kept over reboots, so that the other nodes need not learn another.
 
+use crate::regular_file::{left_of, read_bounded, replace};
 use kernel::wireguard::{PublicKey, SecretKey};
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the state directory.
@@ -13,7 +14,7 @@ const DAMAGED: &str = ".damaged";
 /// Where Go flannel keeps its own, until the next reboot.
 const FLANNEL_KEY_FILE: &str = "/run/flannel/wgkey";
 /// More than a key and its line break.
-const LONGEST: u64 = 256;
+const LONGEST: usize = 256;
 
 /// The key pair of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +88,7 @@ impl Identity {
     /// What there is on disk of the key in our own place; one that the operator has named is his.
     pub fn written(state_dir: &Path) -> Vec<PathBuf> {
         let file = key_file(state_dir);
-        let mut found = crate::files::left_of(&file);
+        let mut found = left_of(&file);
         found.extend(Some(with_suffix(&file, DAMAGED)).filter(|aside| aside.exists()));
         found
     }
@@ -104,41 +105,19 @@ enum Content {
 }
 
 fn read(path: &Path) -> Result<Content, String> {
-    let failed = |error: std::io::Error| format!("reading the WireGuard key {}: {error}", path.display());
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Content::Absent),
-        Err(error) => return Err(failed(error)),
+    let bytes = match read_bounded(path, LONGEST) {
+        Ok(Some((bytes, _))) => bytes,
+        Ok(None) => return Ok(Content::Absent),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => return Ok(Content::Damaged),
+        Err(error) => return Err(format!("reading the WireGuard key {}: {error}", path.display())),
     };
-    let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes).map_err(failed)?;
     let key = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
     Ok(key.map_or(Content::Damaged, Content::Key))
 }
 
-/// Whole or not at all, and readable by nobody else at any moment.
 fn write(path: &Path, key: &SecretKey) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("writing the WireGuard key {}: {error}", path.display());
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(directory).map_err(failed)?;
-    let temporary = crate::files::draft(path);
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.set_permissions(fs::Permissions::from_mode(0o600))?;
-            file.write_all(key.to_base64().as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| File::open(directory)?.sync_all());
-    written.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        failed(error)
-    })
+    let written = replace(path, 0o600, |out| out.write_all(key.to_base64().as_bytes()));
+    written.map_err(|error| format!("writing the WireGuard key {}: {error}", path.display()))
 }
 
 /// A key that was copied here by hand may be readable by others.
