@@ -333,7 +333,11 @@ fn the_daemon_has_nothing_to_do_with_the_routes_to_our_own_pods() {
     config["type"] = "ptp".into();
     node.add(eth0("c1", &pod), &config).unwrap();
     assert!(ip(&node.host, "route show").contains("10.9.0.2 dev veth"), "{}", ip(&node.host, "route show"));
-    let scope = kernel::Scope { devices: ["flannel.1".into()].into(), networks: vec!["10.9.0.0/16".parse().unwrap()] };
+    let scope = kernel::Scope {
+        devices: ["flannel.1".into()].into(),
+        networks: vec!["10.9.0.0/16".parse().unwrap()],
+        own: Vec::new(),
+    };
     let seen = kernel::observe(&mut Netlink::open_in(&node.host).unwrap(), &scope).unwrap();
     assert_eq!(seen, kernel::Overlay::default());
     node.del(eth0("c1", &pod), &config).unwrap();

@@ -274,7 +274,7 @@ impl Victim {
             .map(str::parse::<IpNetwork>)
             .into_iter()
             .collect::<std::result::Result<_, _>>()?;
-        let scope = Scope { devices: ["flannel.1".into(), "flannel-v6.1".into()].into(), networks };
+        let scope = Scope { devices: ["flannel.1".into(), "flannel-v6.1".into()].into(), networks, own: Vec::new() };
         let overlay = observe(&mut netlink, &scope)?;
         let forwarding =
             node.host.network.run(|| [false, true].map(|v6| sysctl::get(forwarding(v6)).unwrap_or_default()))?;

@@ -262,6 +262,7 @@ impl Backend {
         Scope {
             devices: self.devices().into_iter().map(|(_, name)| name).collect(),
             networks: networks.iter().map(|(_, network)| *network).collect(),
+            own: Vec::new(),
         }
     }
 }

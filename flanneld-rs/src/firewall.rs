@@ -56,7 +56,7 @@ pub struct Policy {
     pub not_masqueraded: BTreeSet<IpNetwork>,
     /// accept forwarded traffic of the pod network
     pub forward: Switch,
-    /// refuse what is for the node's own subnet where nothing has a better route for it
+    /// drop what is for the node's own subnet where nothing has a better route for it
     pub refuse_own: bool,
 }
 

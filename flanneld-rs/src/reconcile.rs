@@ -21,7 +21,7 @@ use cni_plugin::host_ports::HostPorts;
 use cni_plugin::restore::Restorer;
 use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
-use kernel::netlink::{LinkChange, Netlink};
+use kernel::netlink::{LinkChange, Netlink, RouteKind};
 use kernel::nft::Nft;
 use kernel::watch::Expected;
 use kernel::{Change, Scope, sysctl};
@@ -228,12 +228,15 @@ impl Reconciler {
     }
 
     fn overlay(&mut self, cause: Cause, source: Source) -> Result<(), String> {
+        self.scope.own = cause.own.subnets.iter().map(|(_, subnet)| *subnet).collect();
         let mut standing = match self.standing.take() {
             Some(standing) if standing.is_of(&cause) => standing,
             _ => {
                 let mut desired = cause.desired(&self.backend, &self.config.networks());
                 if self.policy.refuse_own {
-                    desired.overlay.refusals.extend(cause.own.subnets.iter().map(|(_, subnet)| *subnet));
+                    // As flannel's, but behind every route of others, so that a bridge may come later.
+                    let own = self.scope.own.iter().map(|subnet| (*subnet, RouteKind::Blackhole));
+                    desired.overlay.refusals.extend(own);
                 }
                 Standing { cause, desired }
             }

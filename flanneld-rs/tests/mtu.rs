@@ -152,7 +152,11 @@ fn the_kernel_takes_a_vxlan_device_of_this_mtu_and_not_a_byte_more() {
         netlink.add_address(eth0, address.parse().unwrap()).unwrap();
     }
     let backend = backend(r#"{"Type": "vxlan"}"#);
-    let scope = kernel::Scope { devices: ["flannel.1".into(), "flannel-v6.1".into()].into(), networks: Vec::new() };
+    let scope = kernel::Scope {
+        devices: ["flannel.1".into(), "flannel-v6.1".into()].into(),
+        networks: Vec::new(),
+        own: Vec::new(),
+    };
     for mtu in UNDERLAYS {
         let change = |mtu| LinkChange { mtu: Some(mtu), ..LinkChange::default() };
         netlink.set_link(eth0, &change(mtu)).unwrap();

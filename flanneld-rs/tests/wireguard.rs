@@ -66,7 +66,7 @@ impl Node {
 
     /// One pass of the daemon's loop.
     fn reconcile(&mut self) {
-        let scope = Scope { devices: BTreeSet::from([DEVICE.into()]), networks: Vec::new() };
+        let scope = Scope { devices: BTreeSet::from([DEVICE.into()]), networks: Vec::new(), own: Vec::new() };
         let changes = diff(&observe(&mut self.netlink, &scope).unwrap(), &self.overlay);
         assert_eq!(apply(&mut self.netlink, &changes), []);
         let (tunnels, netlink, overlay) = (&mut self.tunnels, &mut self.netlink, &self.overlay);
@@ -140,7 +140,7 @@ fn both_families_pass_and_a_lost_device_heals() {
     one.reconcile();
     eventually("a datagram over the device made anew", || passes(&one, &two, 0));
     two.overlay.links.clear();
-    let scope = Scope { devices: BTreeSet::from([DEVICE.into()]), networks: Vec::new() };
+    let scope = Scope { devices: BTreeSet::from([DEVICE.into()]), networks: Vec::new(), own: Vec::new() };
     two.overlay = Overlay::default();
     two.reconcile();
     assert_eq!(observe(&mut two.netlink, &scope).unwrap().links, BTreeMap::new());

@@ -39,8 +39,9 @@ impl<'a> Work<'a> {
                 self.flush();
                 return self.change_link(change);
             }
-            Change::AddRefusal(dst) => Some(route_message(&refusal(*dst), NLM_F_CREATE | NLM_F_EXCL)),
-            Change::DeleteRefusal(dst) => Some(delete_route_message(&refusal(*dst))),
+            // No route of others has this metric.
+            Change::SetRefusal(dst, how) => Some(route_message(&refusal(*dst, *how), NLM_F_CREATE | NLM_F_REPLACE)),
+            Change::DeleteRefusal(dst, how) => Some(delete_route_message(&refusal(*dst, *how))),
             Change::DeleteRoute(dst, route) => {
                 self.device(&route.dev, change).map(|dev| delete_route_message(&spec(*dst, route, dev)))
             }
@@ -170,8 +171,8 @@ fn spec(dst: IpNetwork, route: &Route, dev: u32) -> RouteSpec {
     RouteSpec { dst, via: route.via, dev: Some(dev), onlink: route.onlink, ..RouteSpec::default() }
 }
 
-fn refusal(dst: IpNetwork) -> RouteSpec {
-    RouteSpec { dst, kind: RouteKind::Unreachable, metric: Some(REFUSAL_METRIC), ..RouteSpec::default() }
+fn refusal(dst: IpNetwork, kind: RouteKind) -> RouteSpec {
+    RouteSpec { dst, kind, metric: Some(REFUSAL_METRIC), ..RouteSpec::default() }
 }
 
 fn is_removal(change: &Change) -> bool {
@@ -201,7 +202,7 @@ fn done_already(change: &Change) -> &'static [Errno] {
         Change::DeleteRoute(..) | Change::DeleteStray(..) | Change::DeleteRefusal(..) => &[Errno::ESRCH, Errno::ENODEV],
         Change::DeleteFdb(..) | Change::DeleteNeighbour(..) => &[Errno::ENOENT, Errno::ENODEV],
         Change::DeleteAddress(..) => &[Errno::EADDRNOTAVAIL, Errno::ENODEV],
-        Change::AddAddress(..) | Change::AddRefusal(..) => &[Errno::EEXIST],
+        Change::AddAddress(..) => &[Errno::EEXIST],
         _ => &[],
     }
 }

@@ -10,8 +10,8 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
     let doomed = doomed_links(actual, desired);
     // With a device everything on it goes, so that there is nothing to remove from it and everything to add.
     let stays = |device: &str| !doomed.contains(device);
-    let mut changes: Vec<Change> =
-        desired.refusals.difference(&actual.refusals).copied().map(Change::AddRefusal).collect();
+    let refused = desired.refusals.iter().filter(|(dst, how)| actual.refusals.get(dst) != Some(how));
+    let mut changes: Vec<Change> = refused.map(|(dst, how)| Change::SetRefusal(*dst, *how)).collect();
 
     let strays = |late: bool| {
         let left = actual.drift.strays.difference(&desired.drift.strays);
@@ -82,7 +82,8 @@ pub fn diff(actual: &Overlay, desired: &Overlay) -> Vec<Change> {
         }
     }
     changes.extend(strays(true));
-    changes.extend(actual.refusals.difference(&desired.refusals).copied().map(Change::DeleteRefusal));
+    let left = actual.refusals.iter().filter(|(dst, _)| !desired.refusals.contains_key(dst));
+    changes.extend(left.map(|(dst, how)| Change::DeleteRefusal(*dst, *how)));
     changes
 }
 

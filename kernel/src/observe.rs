@@ -19,6 +19,8 @@ pub struct Scope {
     pub devices: BTreeSet<String>,
     /// the cluster's networks: gateway routes to parts of them are a predecessor's (Go flannel with host-gw)
     pub networks: Vec<IpNetwork>,
+    /// this node's own parts of them: a blackhole in the place of one is a predecessor's (its `--ip-blackhole-route`)
+    pub own: Vec<IpNetwork>,
 }
 
 /// Reads the state of everything that is ours: the devices of `scope` with all their addresses (but link-local ones),
@@ -52,7 +54,7 @@ pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
         let dev = entry.dev.and_then(|index| names.get(&index).copied());
         match classify(&entry, dev, scope) {
             Finding::Foreign => {}
-            Finding::Refusal => drop(overlay.refusals.insert(entry.dst)),
+            Finding::Refusal => drop(overlay.refusals.insert(entry.dst, entry.kind)),
             // Two at once differ in what the kernel tells routes apart by and we do not, like the type of service.
             Finding::Ours(route) if !overlay.routes.contains_key(&entry.dst) => {
                 drop(overlay.routes.insert(entry.dst, route));
@@ -119,7 +121,8 @@ pub(crate) enum Finding {
 
 pub(crate) fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> Finding {
     if entry.protocol == ROUTE_PROTOCOL {
-        if entry.kind == RouteKind::Unreachable && entry.metric == Some(REFUSAL_METRIC) {
+        let refuses = matches!(entry.kind, RouteKind::Unreachable | RouteKind::Blackhole);
+        if refuses && entry.metric == Some(REFUSAL_METRIC) {
             return Finding::Refusal;
         }
         return match dev {
@@ -131,6 +134,9 @@ pub(crate) fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> 
     }
     let over_ours = dev.is_some_and(|dev| scope.devices.contains(dev));
     let unmarked = match entry.protocol {
+        libc::RTPROT_BOOT if entry.kind == RouteKind::Blackhole => {
+            scope.own.contains(&entry.dst) && has_default_metric(entry)
+        }
         libc::RTPROT_BOOT => over_ours || (entry.via.is_some() && is_inside(entry.dst, &scope.networks)),
         libc::RTPROT_STATIC => over_ours,
         _ => false,
@@ -140,11 +146,15 @@ pub(crate) fn classify(entry: &RouteEntry, dev: Option<&str>, scope: &Scope) -> 
 
 /// Whether the route has nothing about it that we would not have said.
 fn is_plain(entry: &RouteEntry) -> bool {
-    let default_metric = if entry.dst.is_ipv4() { 0 } else { IPV6_METRIC };
     entry.kind == RouteKind::Unicast
         && !entry.multipath
-        && entry.metric.unwrap_or(default_metric) == default_metric
+        && has_default_metric(entry)
         && (entry.source, entry.mtu, entry.advmss) == (None, None, None)
+}
+
+fn has_default_metric(entry: &RouteEntry) -> bool {
+    let default_metric = if entry.dst.is_ipv4() { 0 } else { IPV6_METRIC };
+    entry.metric.unwrap_or(default_metric) == default_metric
 }
 
 /// Whether `part` is strictly smaller than one of the networks and inside it.
@@ -195,7 +205,11 @@ mod tests {
     }
 
     fn scope() -> Scope {
-        Scope { devices: BTreeSet::from(["flannel.1".into()]), networks: vec!["10.5.0.0/16".parse().unwrap()] }
+        Scope {
+            devices: BTreeSet::from(["flannel.1".into()]),
+            networks: vec!["10.5.0.0/16".parse().unwrap()],
+            own: vec!["10.5.1.0/24".parse().unwrap()],
+        }
     }
 
     #[test]
@@ -207,8 +221,29 @@ mod tests {
         let refusal =
             RouteEntry { kind: RouteKind::Unreachable, metric: Some(REFUSAL_METRIC), via: None, ..route.clone() };
         assert_eq!(classify(&refusal, None, &scope()), Finding::Refusal);
+        let silent = RouteEntry { kind: RouteKind::Blackhole, ..refusal };
+        assert_eq!(classify(&silent, None, &scope()), Finding::Refusal);
         let odd = RouteEntry { kind: RouteKind::Blackhole, ..route };
         assert_eq!(classify(&odd, None, &scope()), Finding::Stray);
+    }
+
+    #[test]
+    fn a_blackhole_is_a_predecessors_in_place_of_the_own_subnet_only() {
+        let blackhole = |dst, protocol, metric| RouteEntry {
+            kind: RouteKind::Blackhole,
+            dev: None,
+            metric,
+            ..entry(dst, None, protocol)
+        };
+        for (route, expected) in [
+            (blackhole("10.5.1.0/24", libc::RTPROT_BOOT, None), Finding::Stray),
+            (blackhole("10.5.1.0/24", libc::RTPROT_BOOT, Some(7)), Finding::Foreign),
+            (blackhole("10.5.1.0/24", libc::RTPROT_STATIC, None), Finding::Foreign),
+            // Somebody keeps packets from a node on purpose.
+            (blackhole("10.5.2.0/24", libc::RTPROT_BOOT, None), Finding::Foreign),
+        ] {
+            assert_eq!(classify(&route, None, &scope()), expected, "{route:?}");
+        }
     }
 
     #[test]

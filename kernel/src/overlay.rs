@@ -17,9 +17,9 @@ pub struct Overlay {
     pub addresses: BTreeSet<(String, IpNetwork)>,
     /// routes by destination
     pub routes: BTreeMap<IpNetwork, Route>,
-    /// networks to which packets are refused, unless a route leads there ("host unreachable"): they never take the default
-    /// route
-    pub refusals: BTreeSet<IpNetwork>,
+    /// networks to which packets are refused, unless a route leads there, and how (`Unreachable` or `Blackhole`): they never
+    /// take the default route
+    pub refusals: BTreeMap<IpNetwork, RouteKind>,
     /// permanent neighbour entries on devices of ours: (device, address) -> MAC
     pub neighbours: BTreeMap<(String, IpAddr), Mac>,
     /// forwarding database entries on devices of ours: (device, MAC) -> outer destination
@@ -199,8 +199,8 @@ pub struct Route {
 /// One step from the observed to the desired state. Steps are in the order in which they must be carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// refuse packets to a network to which no route leads
-    AddRefusal(IpNetwork),
+    /// refuse packets to a network to which no route leads, or refuse them another way
+    SetRefusal(IpNetwork, RouteKind),
     /// remove a route
     DeleteRoute(IpNetwork, Route),
     /// remove a forwarding entry
@@ -230,7 +230,7 @@ pub enum Change {
     /// remove a route that is not as we would have set it
     DeleteStray(StrayRoute),
     /// refuse them no more
-    DeleteRefusal(IpNetwork),
+    DeleteRefusal(IpNetwork, RouteKind),
 }
 
 /// What is wrong with a living device. None and false: nothing.
@@ -247,8 +247,8 @@ pub struct LinkUpdate {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::AddRefusal(dst) => write!(f, "adding route unreachable {dst}"),
-            Change::DeleteRefusal(dst) => write!(f, "removing route unreachable {dst}"),
+            Change::SetRefusal(dst, how) => write!(f, "setting route {how} {dst}"),
+            Change::DeleteRefusal(dst, how) => write!(f, "removing route {how} {dst}"),
             Change::DeleteRoute(dst, route) => write!(f, "removing route {dst}{route}"),
             Change::DeleteFdb(dev, mac, dst) => write!(f, "removing forwarding entry {mac} dst {dst} dev {dev}"),
             Change::DeleteNeighbour(dev, ip) => write!(f, "removing neighbour {ip} dev {dev}"),

@@ -18,7 +18,7 @@ impl Overlay {
             links: common(&self.links, links),
             addresses: addresses.iter().filter(|address| self.addresses.contains(address)).cloned().collect(),
             routes: common(&self.routes, routes),
-            refusals: self.refusals.intersection(refusals).copied().collect(),
+            refusals: common(&self.refusals, refusals),
             neighbours: common(&self.neighbours, neighbours),
             fdb: common(&self.fdb, fdb),
             peers: common(&self.peers, peers),
@@ -33,7 +33,7 @@ impl Overlay {
         holds(&self.links, links)
             && addresses.is_subset(&self.addresses)
             && holds(&self.routes, routes)
-            && refusals.is_subset(&self.refusals)
+            && holds(&self.refusals, refusals)
             && holds(&self.neighbours, neighbours)
             && holds(&self.fdb, fdb)
             && holds(&self.peers, peers)
@@ -47,9 +47,7 @@ impl Overlay {
         for address in addresses {
             free &= self.addresses.insert(address);
         }
-        for network in refusals {
-            free &= self.refusals.insert(network);
-        }
+        free &= put_in(&mut self.refusals, refusals);
         free &= put_in(&mut self.routes, routes);
         free &= put_in(&mut self.neighbours, neighbours);
         free &= put_in(&mut self.fdb, fdb);
@@ -64,9 +62,7 @@ impl Overlay {
         for address in addresses {
             found &= self.addresses.remove(address);
         }
-        for network in refusals {
-            found &= self.refusals.remove(network);
-        }
+        found &= take_out(&mut self.refusals, refusals);
         found &= take_out(&mut self.routes, routes);
         found &= take_out(&mut self.neighbours, neighbours);
         found &= take_out(&mut self.fdb, fdb);

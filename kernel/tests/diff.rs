@@ -21,8 +21,8 @@ fn carry_out(state: &mut Overlay, change: &Change) {
         state.drift.strays.retain(|stray| stray.dev.as_deref() != Some(device));
     };
     match change.clone() {
-        Change::AddRefusal(dst) => assert!(state.refusals.insert(dst)),
-        Change::DeleteRefusal(dst) => assert!(state.refusals.remove(&dst)),
+        Change::SetRefusal(dst, how) => assert_ne!(state.refusals.insert(dst, how), Some(how)),
+        Change::DeleteRefusal(dst, how) => assert_eq!(state.refusals.remove(&dst), Some(how)),
         Change::DeleteRoute(dst, route) => assert_eq!(state.routes.remove(&dst), Some(route)),
         Change::DeleteFdb(dev, mac, dst) => assert_eq!(state.fdb.remove(&(dev, mac)), Some(dst)),
         Change::DeleteNeighbour(dev, ip) => assert!(state.neighbours.remove(&(dev, ip)).is_some()),
@@ -120,7 +120,7 @@ fn desired() -> impl Strategy<Value = Overlay> {
         btree_map(device(), link(), 0..3),
         btree_set((device(), network()), 0..3),
         btree_map(network(), route(), 0..6),
-        btree_set(network(), 0..3),
+        btree_map(network(), prop_oneof![Just(RouteKind::Unreachable), Just(RouteKind::Blackhole)], 0..3),
         btree_map((device(), ip()), mac(), 0..6),
         btree_map((device(), mac()), ip(), 0..6),
     )
@@ -161,7 +161,7 @@ fn rank(change: &Change, desired: &Overlay) -> u8 {
             && desired.routes.get(&stray.dst).is_some_and(|route| Some(&route.dev) == stray.dev.as_ref())
     };
     match change {
-        Change::AddRefusal(..) => 0,
+        Change::SetRefusal(..) => 0,
         Change::DeleteStray(stray) if !replaced(stray) => 0,
         Change::DeleteRoute(..) => 1,
         Change::DeleteFdb(..) => 2,

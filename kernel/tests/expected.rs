@@ -49,6 +49,7 @@ impl Node {
         let scope = Scope {
             devices: ["flannel.1".into(), "flannel-v6.1".into()].into(),
             networks: vec![network("10.5.0.0/16"), network("fd00:5::/32")],
+            own: Vec::new(),
         };
         let (overlay, devices) = (Overlay::default(), BTreeMap::new());
         let mut node = Node { namespace, netlink, watch, overlay, scope, devices };

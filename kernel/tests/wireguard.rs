@@ -20,7 +20,7 @@ fn a_device_becomes_what_is_wanted_and_stays_so() {
     let mut netlink = Netlink::open_in(&netns).unwrap();
     let mut overlay = Overlay::default();
     overlay.links.insert(DEVICE.into(), Tunnel::WireGuard(WireGuardLink { mtu: 1440 }));
-    let scope = Scope { devices: BTreeSet::from([DEVICE.into()]), networks: Vec::new() };
+    let scope = Scope { devices: BTreeSet::from([DEVICE.into()]), networks: Vec::new(), own: Vec::new() };
     let changes = diff(&observe(&mut netlink, &scope).unwrap(), &overlay);
     assert_eq!(apply(&mut netlink, &changes), []);
     assert_eq!(observe(&mut netlink, &scope).unwrap(), overlay);

@@ -68,7 +68,7 @@ fn program(desired: &Overlay, full: &mut Sample, idle: &mut Sample) -> Result<()
     let fabric = Fabric::new()?;
     let host = fabric.connect("host", 10)?;
     let mut netlink = Netlink::open_in(&host.network)?;
-    let scope = Scope { devices: [DEVICE.to_owned()].into(), networks: Vec::new() };
+    let scope = Scope { devices: [DEVICE.to_owned()].into(), networks: Vec::new(), own: Vec::new() };
     full.measure(|| {
         let changes = diff(&observe(&mut netlink, &scope)?, desired);
         let errors = apply(&mut netlink, &changes);

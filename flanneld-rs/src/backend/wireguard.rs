@@ -8,6 +8,7 @@ use crate::lease::{Announcement, Endpoint};
 use crate::network_config::{self, Mode};
 use crate::uplink::Uplink;
 use ipnetwork::IpNetwork;
+use kernel::netlink::RouteKind;
 use kernel::wireguard::{PublicKey, Remote};
 use kernel::{Overlay, Route, TunLink, Tunnel, WireGuardLink};
 use std::collections::BTreeMap;
@@ -109,7 +110,7 @@ impl WireGuard {
                 if self.in_kernel { Tunnel::WireGuard(WireGuardLink { mtu }) } else { Tunnel::Tun(TunLink { mtu }) };
             base.links.insert(device.clone(), link);
             base.addresses.insert((device, IpNetwork::from(subnet.network())));
-            base.refusals.extend(node.networks.get(family));
+            base.refusals.extend(node.networks.get(family).map(|network| (*network, RouteKind::Unreachable)));
         }
         base
     }

@@ -182,7 +182,10 @@ fn route(payload: &[u8], present: bool, expected: &Expected<'_>) -> Verdict {
     }
     let dev = entry.dev.and_then(|index| expected.devices.get(&index)).map(String::as_str);
     match (expected.overlay.routes.get(&entry.dst), classify(&entry, dev, expected.scope)) {
-        (_, Finding::Refusal) => Verdict::look_unless(expected.overlay.refusals.contains(&entry.dst) == present),
+        (_, Finding::Refusal) => {
+            let wanted = expected.overlay.refusals.get(&entry.dst) == Some(&entry.kind);
+            Verdict::look_unless(wanted == present)
+        }
         (Some(wanted), Finding::Ours(found)) => Verdict::look_unless((*wanted == found) == present),
         // In the way of ours, or out of it.
         (Some(_), _) => Verdict::Look,

@@ -1,7 +1,7 @@
 //! What is applied is what is observed.
 
 use crate::stage::{Family, desired, index, node, reconcile, scope};
-use kernel::netlink::LinkChange;
+use kernel::netlink::{LinkChange, RouteKind, RouteSpec};
 use kernel::{IpipLink, Overlay, Route, TunLink, Tunnel, apply, diff, observe};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
@@ -25,12 +25,26 @@ fn what_is_applied_is_what_is_observed() {
 fn what_leads_nowhere_is_refused() {
     let mut node = node();
     let mut wanted = desired(1);
-    wanted.refusals.extend([Family::V4.subnet(9), Family::V4.subnet(1), Family::V6.subnet(9)]);
-    assert!(reconcile(&mut node, &wanted) > 3);
-    for (family, peer, refused) in [(Family::V4, 9, true), (Family::V6, 9, true), (Family::V4, 1, false)] {
-        let found = node.netlink.lookup(family.subnet(peer).network());
-        assert_eq!(found.is_err(), refused, "{found:?}");
+    for family in [Family::V4, Family::V6] {
+        // As Go flannel makes them with --ip-blackhole-route.
+        let boot = libc::RTPROT_BOOT;
+        let spec =
+            RouteSpec { dst: family.subnet(9), kind: RouteKind::Blackhole, protocol: boot, ..Default::default() };
+        node.netlink.replace_route(&spec).unwrap();
     }
+    for how in [RouteKind::Unreachable, RouteKind::Blackhole] {
+        let refused = [Family::V4.subnet(9), Family::V4.subnet(1), Family::V6.subnet(9)];
+        wanted.refusals.extend(refused.map(|network| (network, how)));
+        assert!(reconcile(&mut node, &wanted) >= 3);
+        for (family, peer, refused) in [(Family::V4, 9, true), (Family::V6, 9, true), (Family::V4, 1, false)] {
+            let found = node.netlink.lookup(family.subnet(peer).network());
+            assert_eq!(found.is_err(), refused, "{found:?}");
+        }
+    }
+    let routes = node.netlink.routes().unwrap();
+    let blackholes = routes.iter().filter(|route| route.kind == RouteKind::Blackhole);
+    assert!(blackholes.clone().all(|route| route.protocol == kernel::ROUTE_PROTOCOL), "{routes:?}");
+    assert_eq!(blackholes.count(), 3);
     wanted.refusals.remove(&Family::V4.subnet(1));
     assert_eq!(reconcile(&mut node, &wanted), 1, "the peer's own route stays");
     reconcile(&mut node, &Overlay::default());

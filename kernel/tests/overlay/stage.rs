@@ -80,6 +80,7 @@ pub(crate) fn scope() -> Scope {
     Scope {
         devices: BTreeSet::from(["flannel.1".into(), "flannel-v6.1".into()]),
         networks: vec!["10.64.0.0/10".parse().unwrap(), "fd00:5::/32".parse().unwrap()],
+        own: vec![Family::V4.subnet(9), Family::V6.subnet(9)],
     }
 }
 
