@@ -46,6 +46,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 /// After a failed pass the next one comes this soon, whatever the resync period.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The node is looked at so often at least: it costs little, and who is silent for longer counts as stuck at `/healthz`.
+const RAREST: Duration = Duration::from_secs(30);
+
 /// Between two attempts of the command before the lease.
 const COMMAND_RETRY: Duration = Duration::from_secs(5);
 
@@ -170,7 +173,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let mut report = std::pin::pin!(report::run(&store, &health));
     let mut keeper = std::pin::pin!(keeper.run(publish));
     let mut config_reader = std::pin::pin!(config_reader.run(hangups));
-    let resync = Duration::from_secs(options.iptables_resync);
+    let resync = Duration::from_secs(options.iptables_resync).min(RAREST);
     let mut told_service_manager = false;
     let mut pace = Pace::new(Instant::now());
     loop {

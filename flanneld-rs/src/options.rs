@@ -1,5 +1,6 @@
 //! Command line: flannel's flags, with flannel's defaults and `FLANNELD_*` environment forms, for what is built so far.
 
+mod go_style;
 mod kubernetes;
 mod without_effect;
 
@@ -116,13 +117,14 @@ pub struct Options {
           default_missing_value = "true", value_parser = switch, action = ArgAction::Set)]
     pub iptables_forward_rules: Switch,
 
-    /// Refuse what is sent to addresses of this node's own subnet that no pod has a route for, where no bridge has the subnet
+    /// Drop what is sent to addresses of this node's own subnet that nothing else has a route for (a blackhole route)
     #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub ip_blackhole_route: bool,
 
-    /// Seconds between two full comparisons of desired and actual state; changes are noticed at once besides
-    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    /// Seconds between two full comparisons of desired and actual state, which are never rarer than every 30 seconds; changes are
+    /// noticed at once besides
+    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub iptables_resync: u64,
 
     /// Path to the network configuration file; without it the configuration is read from the lease store, in Kubernetes from
@@ -177,7 +179,7 @@ pub struct Options {
     pub kubernetes: Kubernetes,
 
     /// Logging verbosity: 0 tells what changes, 1 why, 2 everything
-    #[arg(long = "v", default_value_t = 0, global = true)]
+    #[arg(long = "v", env = "FLANNELD_V", default_value_t = 0, global = true)]
     pub verbosity: u8,
 
     /// What is taken for flannel's sake only
@@ -226,21 +228,15 @@ impl Options {
         Duration::from_secs(60 * self.subnet_lease_renew_margin)
     }
 
-    /// Parses the arguments of the process, first of which is its name. Go's flag package takes `-name` for `--name`; so
-    /// do we, since existing units and manifests are written either way. An environment variable that is empty is one that
-    /// is not set, as manifests and environment files leave them.
+    /// Parses the arguments of the process, first of which is its name, as Go's flag package does (see [`go_style`]). An
+    /// environment variable that is empty is one that is not set, as manifests and environment files leave them.
     pub fn parse_go_style(args: impl IntoIterator<Item = String>) -> Result<Self, clap::Error> {
-        let command = Self::command().mut_args(|arg| {
+        let command = Self::command().args_override_self(true).mut_args(|arg| {
             let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
             if empty { arg.env(Resettable::Reset) } else { arg }
         });
-        let mut matches = command.try_get_matches_from(args.into_iter().map(|arg| match arg.strip_prefix('-') {
-            Some(name) if name.len() > 1 && name.starts_with(|first: char| first.is_ascii_alphabetic()) => {
-                format!("-{arg}")
-            }
-            Some("v") => "--v".into(),
-            _ => arg,
-        }))?;
+        let args = go_style::arguments(&command, args);
+        let mut matches = command.try_get_matches_from(args)?;
         Self::from_arg_matches_mut(&mut matches)
     }
 }
@@ -292,6 +288,22 @@ mod tests {
         assert_eq!(parse(&cidrs).non_masquerade_cidrs.len(), 3);
         assert_eq!(parse(&["-v=2"]).verbosity, 2);
         assert_eq!(parse(&["-v", "2"]).verbosity, 2);
+    }
+
+    #[test]
+    fn values_are_found_and_counted_as_go_does() {
+        let options = parse(&["-etcd-username", "me", "-etcd-password", "-secret", "--ip-masq", "--ip-masq=false"]);
+        assert_eq!((options.etcd_password.as_deref(), options.ip_masq), (Some("-secret"), Switch::OFF));
+        let twice = parse(&["--healthz-port=1", "-healthz-port", "2", "-iface=a", "-iface", "b"]);
+        assert_eq!((twice.healthz_port, twice.iface), (2, vec!["a".to_owned(), "b".into()]));
+        let empty = ["-public-ip=", "-iface", "", "--etcd-cafile=", "-iface-can-reach=", "--etcd-prefix", "", "-v=1"];
+        let options = parse(&empty);
+        assert_eq!((options.public_ip, options.etcd_cafile, options.iface.len()), (None, None, 0));
+        assert_eq!((options.etcd_prefix.as_str(), options.verbosity), ("/coreos.com/network", 1));
+        let uninstall = parse(&["uninstall", "--dry-run", "--output", "json", "-state-dir", "/x"]);
+        assert!(matches!(uninstall.command, Some(Command::Uninstall { dry_run: true, output: Output::Json })));
+        assert_eq!(uninstall.state_dir, PathBuf::from("/x"));
+        assert_eq!(parse(&["--iptables-resync=86400"]).iptables_resync, 86400);
     }
 
     #[test]
