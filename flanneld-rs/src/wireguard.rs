@@ -7,8 +7,9 @@ pub use identity::Identity;
 
 use kernel::Overlay;
 use kernel::netlink::Netlink;
-use kernel::wireguard::{Found, Interface, PublicKey, WireGuard, moved, peers_of};
+use kernel::wireguard::{Found, Interface, PublicKey, SESSION_LIFE, WireGuard, moved, peers_of};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Brings tunnels to the state that an overlay asks for. Devices are made, and given addresses and routes, elsewhere.
 pub struct Tunnels {
@@ -18,6 +19,8 @@ pub struct Tunnels {
     carrier: Carrier,
     /// what was last set: tells an announcement that has changed from a peer that has moved
     before: BTreeMap<String, Interface>,
+    /// after so long without a packet nothing is kept of a session in this process
+    rest: Duration,
 }
 
 enum Carrier {
@@ -30,7 +33,15 @@ impl Tunnels {
     /// Those of `identity` on the devices of `ports`, carried by `kernel` if it is given, else by this process.
     pub fn new(identity: Identity, ports: BTreeMap<String, u16>, kernel: Option<WireGuard>) -> Self {
         let carrier = kernel.map_or_else(|| Carrier::Process(BTreeMap::new()), Carrier::Kernel);
-        Tunnels { identity, ports, carrier, before: BTreeMap::new() }
+        // Who has moved nothing for that long has no keys left, but for a handshake that has not come to an end.
+        Tunnels { identity, ports, carrier, before: BTreeMap::new(), rest: SESSION_LIFE }
+    }
+
+    /// The same, but sessions that this process carries are forgotten when nothing has moved in them for `rest`, and not for as
+    /// long as their keys are good. For tests, which have no time.
+    pub fn resting_after(mut self, rest: Duration) -> Self {
+        self.rest = rest;
+        self
     }
 
     /// Brings the tunnels to what `overlay` says; that of a device which it has no more is closed. Each stands for itself.
@@ -49,7 +60,7 @@ impl Tunnels {
             let moved = self.before.get(name).map_or_else(BTreeSet::new, |before| moved(&before.peers, &wanted.peers));
             let ensured = match &mut self.carrier {
                 Carrier::Kernel(kernel) => kernel.ensure(name, &wanted, &moved),
-                Carrier::Process(devices) => carry(netlink, devices, name, &wanted, &moved),
+                Carrier::Process(devices) => carry(netlink, devices, name, &wanted, &moved, self.rest),
             };
             match ensured {
                 Ok(changes) => {
@@ -75,6 +86,14 @@ impl Tunnels {
         }
     }
 
+    /// How many sessions of a device this process has in memory. The kernel does not tell of its own.
+    pub fn awake(&self, device: &str) -> usize {
+        match &self.carrier {
+            Carrier::Kernel(_) => 0,
+            Carrier::Process(devices) => devices.get(device).map_or(0, |(_, device)| device.awake()),
+        }
+    }
+
     /// What people should know of sessions that do not come about.
     pub fn complaints(&self) -> Vec<String> {
         match &self.carrier {
@@ -90,6 +109,7 @@ fn carry(
     name: &str,
     wanted: &Interface,
     moved: &BTreeSet<PublicKey>,
+    rest: Duration,
 ) -> kernel::Result<usize> {
     let index = netlink.link(name)?.map(|link| link.index);
     let index =
@@ -98,7 +118,7 @@ fn carry(
     if !devices.get(name).is_some_and(|(of, device)| *of == index && device.is_of(wanted)) {
         // Its port must be free for the new one.
         devices.remove(name);
-        devices.insert(name.to_owned(), (index, user_space::Device::start(name, wanted)?));
+        devices.insert(name.to_owned(), (index, user_space::Device::start(name, wanted, rest)?));
         tracing::info!("carrying the packets of {name} in this process, UDP port {}", wanted.port);
     }
     devices.get(name).map_or(Ok(0), |(_, device)| Ok(device.ensure(wanted, moved)))

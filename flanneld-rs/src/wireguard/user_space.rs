@@ -11,18 +11,20 @@ mod merge;
 mod outbound;
 mod peers;
 mod segment;
+mod session;
 
 use kernel::tun::Tun;
 use kernel::wireguard::{Found, Interface, PublicKey, TunnelSocket, peer_changes};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use peers::{Identity, Peer, Peers};
+use session::Session;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{PipeReader, PipeWriter};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,7 +50,12 @@ struct Shared {
     socket: TunnelSocket,
     identity: Identity,
     peers: RwLock<Arc<Peers>>,
+    /// to be greeted
     newcomers: Mutex<VecDeque<Arc<Peer>>>,
+    /// sessions that have a clock: those that do not sleep
+    awake: Mutex<Vec<Weak<Mutex<Session>>>>,
+    /// after so long without a packet a session sleeps
+    rest: Duration,
     /// the underlay takes bundles of datagrams
     segmentation: AtomicBool,
     /// why the device carries nothing any more
@@ -58,14 +65,17 @@ struct Shared {
 }
 
 impl Device {
-    /// Takes the TUN device `name`, which exists, and listens. It has no peers yet.
-    pub(super) fn start(name: &str, tunnel: &Interface) -> kernel::Result<Self> {
+    /// Takes the TUN device `name`, which exists, and listens. It has no peers yet. What sessions need in memory is given back
+    /// when nothing has moved in them for `rest`.
+    pub(super) fn start(name: &str, tunnel: &Interface, rest: Duration) -> kernel::Result<Self> {
         let shared = Arc::new(Shared {
             tun: Tun::open_with_offload(name)?,
             socket: TunnelSocket::bind(tunnel.port)?,
             identity: Identity::new(&tunnel.private_key),
             peers: RwLock::default(),
             newcomers: Mutex::default(),
+            awake: Mutex::default(),
+            rest,
             segmentation: AtomicBool::new(true),
             ended: Mutex::default(),
             unsent: Mutex::default(),
@@ -100,13 +110,7 @@ impl Device {
             let mut next = Peers::clone(&present);
             let newcomers = next.change(&self.shared.identity, &changes);
             *self.shared.peers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
-            // A node that has just started tells the others at once, who may hold sessions of its last life to be good.
             lock(&self.shared.newcomers).extend(newcomers);
-            let mut datagrams = datagrams::Datagrams::new(&self.shared);
-            for peer in self.shared.newcomers(inbound::GREETINGS) {
-                outbound::greet(&mut peer.session(), &mut datagrams);
-            }
-            datagrams.flush();
         }
         changes.len()
     }
@@ -114,6 +118,11 @@ impl Device {
     /// The peers as they are.
     pub(super) fn found(&self) -> BTreeMap<PublicKey, Found> {
         self.shared.peers().found()
+    }
+
+    /// How many sessions there are that do not sleep.
+    pub(super) fn awake(&self) -> usize {
+        self.shared.peers().iter().filter(|peer| !peer.session().sleeps()).count()
     }
 
     /// What people should know: peers that do not answer, and what cannot be sent.
@@ -153,6 +162,19 @@ impl Shared {
         let mut newcomers = lock(&self.newcomers);
         let number = number.min(newcomers.len());
         newcomers.drain(..number).collect()
+    }
+
+    /// Takes note that the session with a peer needs a clock from now on.
+    fn wake(&self, peer: &Peer) {
+        lock(&self.awake).push(Arc::downgrade(peer.shared_session()));
+    }
+
+    /// Shows `look` all sessions that have a clock; those for which it returns false need none any more. Not under the lock,
+    /// which others take while they have that of a session.
+    fn keep_awake(&self, mut look: impl FnMut(&mut Session) -> bool) {
+        let mut awake = std::mem::take(&mut *lock(&self.awake));
+        awake.retain(|session| session.upgrade().is_some_and(|session| look(&mut lock(&session))));
+        lock(&self.awake).append(&mut awake);
     }
 
     /// Waits for something to read, at most for `limit`. False: the thread shall end.

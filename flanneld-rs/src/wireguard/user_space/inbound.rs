@@ -4,8 +4,8 @@
 use super::Shared;
 use super::datagrams::Datagrams;
 use super::merge::Merge;
-use super::outbound::greet;
 use super::peers::{Peer, Peers};
+use super::session::{Line, Outcome};
 use defguard_boringtun::noise::handshake::parse_handshake_anon;
 use defguard_boringtun::noise::{Packet, TunnResult};
 use nix::errno::Errno;
@@ -18,19 +18,18 @@ use std::time::{Duration, Instant};
 
 /// Receptions, each of up to 64 KiB, before what was decrypted must go on.
 const BURST: usize = 32;
-/// The message type of a cookie reply (section 5.4.7 of the WireGuard paper).
-const COOKIE: u8 = 3;
 /// The largest datagram, or bundle of datagrams.
 const LONGEST: usize = 65_536;
 /// How often the clocks of the sessions are looked at. They count in seconds.
 const TICK: Duration = Duration::from_millis(500);
-/// Handshakes that are begun with new peers in one tick: what they cost others is rationed there.
+/// Handshakes that are begun in one tick with peers to whom nothing is sent: what they cost others is rationed there.
 pub(super) const GREETINGS: usize = 200;
 
 /// Carries packets until the device is gone or `stop` is closed.
 pub(super) fn run(shared: &Shared, stop: &PipeReader) {
     let mut buffer = vec![0; LONGEST];
-    let mut inbound = Inbound { shared, plain: vec![0; LONGEST], merge: Merge::new(), replies: Datagrams::new(shared) };
+    let (merge, replies) = (Merge::new(), Datagrams::new(shared));
+    let mut inbound = Inbound { shared, plain: vec![0; LONGEST], merge, replies, greetings: GREETINGS };
     let mut next_tick = Instant::now();
     loop {
         let pause = next_tick.saturating_duration_since(Instant::now());
@@ -40,7 +39,7 @@ pub(super) fn run(shared: &Shared, stop: &PipeReader) {
         let peers = shared.peers();
         if next_tick <= Instant::now() {
             next_tick = Instant::now() + TICK;
-            inbound.tick(&peers);
+            inbound.tick();
         }
         for _ in 0..BURST {
             match receive(shared, &mut buffer) {
@@ -94,38 +93,21 @@ struct Inbound<'a> {
     plain: Vec<u8>,
     merge: Merge,
     replies: Datagrams<'a>,
-}
-
-/// What came of a datagram; lengths are of what was written to the room for it.
-enum Outcome {
-    Nothing,
-    Authentic,
-    Reply(usize),
-    Packet(usize, IpAddr),
-}
-
-impl From<TunnResult<'_>> for Outcome {
-    fn from(result: TunnResult<'_>) -> Self {
-        match result {
-            TunnResult::Done => Outcome::Authentic,
-            TunnResult::Err(_) => Outcome::Nothing,
-            TunnResult::WriteToNetwork(bytes) => Outcome::Reply(bytes.len()),
-            TunnResult::WriteToTunnelV4(bytes, from) => Outcome::Packet(bytes.len(), from.into()),
-            TunnResult::WriteToTunnelV6(bytes, from) => Outcome::Packet(bytes.len(), from.into()),
-        }
-    }
+    /// handshakes that may still begin before the next tick
+    greetings: usize,
 }
 
 impl Inbound<'_> {
     fn take(&mut self, peers: &Peers, datagram: &[u8], from: SocketAddr) {
         let Some(peer) = self.sender(peers, datagram, from) else { return };
-        let mut session = peer.session();
-        let outcome = session.tunnel.decapsulate(Some(from.ip()), datagram, &mut self.plain).into();
-        match outcome {
+        let mut line = Line::new(self.shared, peer);
+        match line.decrypt(datagram, from, &mut self.plain) {
             Outcome::Nothing => return,
-            // It says where a handshake must prove to come from, and nothing of where the peer is.
-            Outcome::Authentic if datagram.first() == Some(&COOKIE) => return,
+            // The peer has not heard that this node has forgotten their session, as with its last life; it would doubt after 15 s.
+            Outcome::Stale => return self.greet(&mut line),
+            Outcome::Cookie(length) => return self.reply(from, length),
             Outcome::Authentic => {}
+            Outcome::Reply(length) => self.reply(from, length),
             Outcome::Packet(length, source) => {
                 let is_theirs = peers.by_address(source).is_some_and(|owner| owner.index == peer.index);
                 if is_theirs {
@@ -133,24 +115,31 @@ impl Inbound<'_> {
                     self.merge.add(packet, &mut |bytes| self.shared.deliver(bytes));
                 }
             }
-            Outcome::Reply(length) => {
-                let reply = self.plain.get(..length).unwrap_or_default();
-                self.replies.add(from, length, |room| copy(reply, room));
-                if reply.first() == Some(&COOKIE) {
-                    return;
-                }
-                // What was kept until there was a session.
-                while let Outcome::Reply(length) = session.tunnel.decapsulate(None, &[], &mut self.plain).into() {
-                    let reply = self.plain.get(..length).unwrap_or_default();
-                    self.replies.add(from, length, |room| copy(reply, room));
-                }
+        }
+        loop {
+            match line.kept(&mut self.plain) {
+                0 => break,
+                length => self.reply(from, length),
             }
         }
-        if session.endpoint != from {
+        if line.session.endpoint != from {
             tracing::debug!("peer {} is at {from} now", peer.key);
-            session.endpoint = from;
+            line.session.endpoint = from;
         }
-        session.unanswered = None;
+    }
+
+    /// Sends the first bytes of `plain`.
+    fn reply(&mut self, to: SocketAddr, length: usize) {
+        let reply = self.plain.get(..length).unwrap_or_default();
+        self.replies.add(to, length, |room| copy(reply, room));
+    }
+
+    /// Begins a handshake with a peer, unless many have begun already: anybody can have it done.
+    fn greet(&mut self, line: &mut Line<'_>) {
+        if self.greetings > 0 {
+            self.greetings -= 1;
+            self.replies.add(line.session.endpoint, 0, |room| line.greet(room));
+        }
     }
 
     /// Whose datagram it claims to be. One that asks for a handshake without having earned it is answered with a cookie.
@@ -177,18 +166,20 @@ impl Inbound<'_> {
         }
     }
 
-    fn tick(&mut self, peers: &Peers) {
+    fn tick(&mut self) {
         self.shared.identity.limiter.reset_count();
-        for peer in peers.iter() {
-            let mut session = peer.session();
-            let to = session.endpoint;
-            self.replies.add(to, 0, |room| match session.tunnel.update_timers(room) {
-                TunnResult::WriteToNetwork(bytes) => bytes.len(),
-                _ => 0,
+        self.shared.keep_awake(|session| {
+            let (to, mut lives) = (session.endpoint, false);
+            self.replies.add(to, 0, |room| {
+                let written = session.tick(self.shared.rest, room);
+                lives = written.is_some();
+                written.unwrap_or_default()
             });
-        }
+            lives
+        });
+        self.greetings = GREETINGS;
         for peer in self.shared.newcomers(GREETINGS) {
-            greet(&mut peer.session(), &mut self.replies);
+            self.greet(&mut Line::new(self.shared, &peer));
         }
     }
 

@@ -1,14 +1,15 @@
 //! Who is in the network: looked up by key, by the index that a session goes by, and by pod address.
 
-use defguard_boringtun::noise::Tunn;
+use super::lock;
+use super::session::Session;
 use defguard_boringtun::noise::rate_limiter::RateLimiter;
 use defguard_boringtun::x25519;
 use ipnetwork::IpNetwork;
 use kernel::wireguard::{Found, PeerChange, PeerSettings, PublicKey, SecretKey};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Sessions have 24 bits of index for their peer, and 8 of their own.
 const INDEX_BITS: u32 = 24;
@@ -21,6 +22,8 @@ pub(super) struct Identity {
     pub(super) public: x25519::PublicKey,
     /// for all peers together; a flood of handshakes costs those who send it a cookie each
     pub(super) limiter: Arc<RateLimiter>,
+    /// for messages that were let in before
+    pub(super) no_limiter: Arc<RateLimiter>,
 }
 
 /// Handshake messages a second that are looked at without further proof. Each counts twice, here and in its tunnel.
@@ -30,8 +33,15 @@ impl Identity {
     pub(super) fn new(private: &SecretKey) -> Self {
         let private = x25519::StaticSecret::from(*private.bytes());
         let public = x25519::PublicKey::from(&private);
-        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES));
-        Identity { private, public, limiter }
+        let [limiter, no_limiter] = [HANDSHAKES, u64::MAX].map(|limit| Arc::new(RateLimiter::new(&public, limit)));
+        Identity { private, public, limiter, no_limiter }
+    }
+
+    /// The index of a peer if no other has it: the same in each life of this process, so that what is sent in sessions of the
+    /// last one tells by whom, and nothing that strangers could know.
+    fn index(&self, peer: &PublicKey) -> u32 {
+        let digest = Sha256::new().chain_update(self.private.as_bytes()).chain_update(peer.0).finalize();
+        digest.iter().take(4).fold(0, |index, byte| index << 8 | u32::from(*byte)) >> (u32::BITS - INDEX_BITS)
     }
 }
 
@@ -39,32 +49,28 @@ impl Identity {
 pub(super) struct Peer {
     pub(super) index: u32,
     pub(super) key: PublicKey,
-    settings: PeerSettings,
+    allowed: Box<[IpNetwork]>,
     session: Arc<Mutex<Session>>,
-}
-
-/// What changes with every packet.
-pub(super) struct Session {
-    pub(super) tunnel: Tunn,
-    /// where the last authentic packet came from
-    pub(super) endpoint: SocketAddr,
-    /// since when handshakes go unanswered
-    pub(super) unanswered: Option<Instant>,
 }
 
 impl Peer {
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.session)
+    }
+
+    /// The session, for who looks at it without the peer.
+    pub(super) fn shared_session(&self) -> &Arc<Mutex<Session>> {
+        &self.session
     }
 
     fn found(&self) -> Found {
         let session = self.session();
         Found {
-            preshared_key: self.settings.preshared_key.clone(),
+            preshared_key: session.preshared_key().cloned(),
             endpoint: Some(session.endpoint),
-            keepalive: self.settings.keepalive,
-            allowed: self.settings.allowed.clone(),
-            handshake: session.tunnel.time_since_last_handshake(),
+            keepalive: session.keepalive(),
+            allowed: self.allowed.iter().copied().collect(),
+            handshake: session.handshake(),
         }
     }
 }
@@ -76,7 +82,6 @@ pub(super) struct Peers {
     by_index: HashMap<u32, Arc<Peer>>,
     /// first address of a network -> its last one, and whose it is; no two overlap
     by_address: BTreeMap<IpAddr, (IpAddr, Arc<Peer>)>,
-    last_index: u32,
 }
 
 impl Peers {
@@ -103,22 +108,29 @@ impl Peers {
         self.by_key.iter().map(|(key, peer)| (*key, peer.found())).collect()
     }
 
-    /// Carries out changes, and returns the peers that are new.
+    /// Carries out changes, and returns the peers whose sessions must be kept alive, and have none.
     pub(super) fn change(&mut self, identity: &Identity, changes: &[PeerChange]) -> Vec<Arc<Peer>> {
         let mut newcomers = Vec::new();
         for change in changes {
             match change {
                 PeerChange::Remove(key) => drop(self.remove(key)),
                 PeerChange::Set(key, settings) => {
-                    let before = self.remove(key);
-                    let peer = match before.map(|before| before.with(settings)) {
-                        Some(Ok(kept)) => kept,
-                        Some(Err(endpoint)) => self.make(identity, *key, settings, endpoint),
-                        None => self.make(identity, *key, settings, NOWHERE),
-                    };
-                    if peer.session().tunnel.time_since_last_handshake().is_none() {
+                    let peer = Arc::new(match self.remove(key) {
+                        // What is known of it holds, whatever it is sent from now on.
+                        Some(before) => Peer {
+                            index: before.index,
+                            key: *key,
+                            allowed: settings.allowed.iter().copied().collect(),
+                            session: Arc::clone(&before.session),
+                        },
+                        None => self.make(identity, *key, settings),
+                    });
+                    let mut session = peer.session();
+                    session.set(settings);
+                    if session.keepalive() > 0 && session.sleeps() {
                         newcomers.push(Arc::clone(&peer));
                     }
+                    drop(session);
                     self.insert(peer);
                 }
             }
@@ -126,63 +138,33 @@ impl Peers {
         newcomers
     }
 
-    fn make(
-        &mut self,
-        identity: &Identity,
-        key: PublicKey,
-        settings: &PeerSettings,
-        endpoint: SocketAddr,
-    ) -> Arc<Peer> {
-        // Not a number that was given away lately: packets for its last owner may be on their way.
-        let mut index = self.last_index;
-        loop {
-            index = index.wrapping_add(1) & ((1 << INDEX_BITS) - 1);
-            if !self.by_index.contains_key(&index) {
-                break;
-            }
+    fn make(&self, identity: &Identity, key: PublicKey, settings: &PeerSettings) -> Peer {
+        let mut index = identity.index(&key);
+        while self.by_index.contains_key(&index) {
+            index = (index + 1) & ((1 << INDEX_BITS) - 1);
         }
-        self.last_index = index;
-        let tunnel = Tunn::new(
-            identity.private.clone(),
-            x25519::PublicKey::from(key.0),
-            settings.preshared_key.as_ref().map(|key| *key.bytes()),
-            Some(settings.keepalive).filter(|seconds| *seconds > 0),
-            index,
-            Some(Arc::clone(&identity.limiter)),
-        );
-        let session = Session { tunnel, endpoint: settings.endpoint.unwrap_or(endpoint), unanswered: None };
-        Arc::new(Peer { index, key, settings: settings.clone(), session: Arc::new(Mutex::new(session)) })
+        let session = Arc::new(Mutex::new(Session::new(NOWHERE)));
+        Peer { index, key, allowed: settings.allowed.iter().copied().collect(), session }
     }
 
     fn remove(&mut self, key: &PublicKey) -> Option<Arc<Peer>> {
         let peer = self.by_key.remove(key)?;
         self.by_index.remove(&peer.index);
-        self.by_address.retain(|_, (_, owner)| !Arc::ptr_eq(owner, &peer));
+        for network in &peer.allowed {
+            // Unless it has gone over to another.
+            if self.by_address.get(&network.network()).is_some_and(|(_, owner)| Arc::ptr_eq(owner, &peer)) {
+                self.by_address.remove(&network.network());
+            }
+        }
         Some(peer)
     }
 
     fn insert(&mut self, peer: Arc<Peer>) {
-        for network in &peer.settings.allowed {
+        for network in &peer.allowed {
             self.by_address.insert(network.network(), (last(network), Arc::clone(&peer)));
         }
         self.by_index.insert(peer.index, Arc::clone(&peer));
         self.by_key.insert(peer.key, peer);
-    }
-}
-
-impl Peer {
-    /// The same peer with other settings and its sessions, or its endpoint if they cannot be kept.
-    fn with(&self, settings: &PeerSettings) -> Result<Arc<Self>, SocketAddr> {
-        let mut session = self.session();
-        if let Some(endpoint) = settings.endpoint {
-            session.endpoint = endpoint;
-        }
-        let PeerSettings { preshared_key, keepalive, .. } = &self.settings;
-        if (preshared_key, keepalive) != (&settings.preshared_key, &settings.keepalive) {
-            return Err(session.endpoint);
-        }
-        let (settings, session) = (settings.clone(), Arc::clone(&self.session));
-        Ok(Arc::new(Peer { index: self.index, key: self.key, settings, session }))
     }
 }
 

@@ -1,0 +1,218 @@
+//! Sessions in which nothing moves, of which nothing is kept but what must not be forgotten.
+
+use crate::node::{DEVICE, Node, PORT, eventually, identity, pair, passes, pod, underlay, wired};
+use flanneld_rs::wireguard::{Identity, Tunnels};
+use kernel::Route;
+use kernel::wireguard::{PublicKey, Remote, SecretKey};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+/// In place of minutes, and more than a loaded machine takes between a handshake and the packet for which it was.
+const REST: Duration = Duration::from_secs(3);
+/// Bytes and type of a handshake initiation, and of the answer to it.
+const INITIATION: (usize, u8) = (148, 1);
+const RESPONSE: (usize, u8) = (92, 2);
+
+/// A node whose sessions soon sleep.
+fn tired(node: &mut Node) {
+    node.tunnels =
+        Tunnels::new(node.identity.clone(), BTreeMap::from([(DEVICE.into(), PORT)]), None).resting_after(REST);
+    node.reconcile();
+}
+
+fn asleep(nodes: [&Node; 2]) {
+    eventually("nothing is kept of sessions", || nodes.iter().all(|node| node.tunnels.awake(DEVICE) == 0));
+}
+
+fn kind(datagram: &[u8]) -> (usize, u8) {
+    (datagram.len(), datagram[0])
+}
+
+/// Two nodes whose datagrams go through a third hand, in the network of the second.
+fn relayed() -> (Node, Node, UdpSocket) {
+    let (mut one, mut two) = wired();
+    let relay = two.socket(underlay(2), 5000);
+    one.knows(&identity(2), 2, relay.local_addr().unwrap(), None);
+    two.knows(&identity(1), 1, relay.local_addr().unwrap(), None);
+    tired(&mut two);
+    tired(&mut one);
+    (one, two, relay)
+}
+
+/// Takes a datagram: what it is, and where it wants to go.
+fn take(relay: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
+    let mut buffer = [0; 2048];
+    let (length, from) = relay.recv_from(&mut buffer).ok()?;
+    let [one, two] = [1, 2].map(|number| SocketAddr::new(underlay(number), PORT));
+    Some((buffer[..length].to_vec(), if from == one { two } else { one }))
+}
+
+#[test]
+fn thousands_of_peers_that_are_silent_need_no_sessions() {
+    const PEERS: u32 = 5000;
+    let mut node = Node::new(1);
+    let overlay = &mut node.overlay;
+    for number in 1..=PEERS {
+        let key = Identity::new(SecretKey::new([&number.to_be_bytes()[..], &[7; 28]].concat().try_into().unwrap()));
+        let endpoint = SocketAddr::new(underlay(9), PORT);
+        let remote = Remote { preshared_key: None, endpoint, keepalive: 0 };
+        overlay.peers.insert((DEVICE.into(), key.public_key), remote);
+        let subnet = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes([10, 128, 0, 0]) + (number << 8)));
+        let subnet = ipnetwork::IpNetwork::new(subnet, 24).unwrap();
+        overlay.allowed.insert((DEVICE.into(), subnet), key.public_key);
+    }
+    let route = Route { via: None, dev: DEVICE.into(), onlink: false };
+    overlay.routes.insert("10.128.0.0/9".parse().unwrap(), route);
+    node.reconcile();
+    assert_eq!(node.tunnels.found(DEVICE).unwrap().len(), PEERS as usize);
+    // Several looks at the clock.
+    std::thread::sleep(REST);
+    assert_eq!(node.tunnels.awake(DEVICE), 0);
+    let from = node.socket([0, 0, 0, 0], 0);
+    for number in [1, PEERS] {
+        let pod = Ipv4Addr::from(u32::from_be_bytes([10, 128, 0, 1]) + (number << 8));
+        from.send_to(b"hello", (pod, 4000)).unwrap();
+    }
+    eventually("two sessions", || node.tunnels.awake(DEVICE) == 2);
+}
+
+/// What is sent while hands are shaken again arrives, too.
+#[test]
+fn a_session_that_sleeps_wakes_without_loss() {
+    let (mut one, mut two) = pair();
+    tired(&mut one);
+    tired(&mut two);
+    for round in 0..2 {
+        eventually("a datagram", || passes(&one, &two, 0));
+        asleep([&one, &two]);
+        let ends = if round == 0 { [(&one, 1), (&two, 2)] } else { [(&two, 2), (&one, 1)] };
+        let [(sender, from), (receiver, to)] = ends;
+        let (from, receiver) = (sender.socket(pod(from)[0], 0), receiver.socket(pod(to)[0], 4000));
+        receiver.set_read_timeout(Some(crate::node::LIMIT)).unwrap();
+        for number in 0..100u32 {
+            from.send_to(&number.to_be_bytes(), SocketAddr::new(pod(to)[0], 4000)).unwrap();
+        }
+        let mut buffer = [0; 4];
+        let received: Vec<u32> = (0..100)
+            .map(|number| {
+                receiver.recv_from(&mut buffer).unwrap_or_else(|error| panic!("datagram {number}: {error}"));
+                u32::from_be_bytes(buffer)
+            })
+            .collect();
+        assert_eq!(received, Vec::from_iter(0..100), "round {round}");
+    }
+}
+
+/// Who has written down how a session began must not be able to begin it again when it is forgotten.
+#[test]
+fn what_was_said_before_the_sleep_is_no_greeting() {
+    let (one, mut two, relay) = relayed();
+    let (from, to) = (one.socket(pod(1)[0], 0), two.socket(pod(2)[0], 4000));
+    let mut initiations = Vec::new();
+    let mut buffer = [0; 2048];
+    for round in 0..3 {
+        eventually("a datagram", || {
+            from.send_to(b"hello", SocketAddr::new(pod(2)[0], 4000)).unwrap();
+            while let Some((datagram, to)) = take(&relay) {
+                relay.send_to(&datagram, to).unwrap();
+                if kind(&datagram) == INITIATION {
+                    initiations.push(datagram);
+                }
+            }
+            to.recv_from(&mut buffer).is_ok()
+        });
+        asleep([&one, &two]);
+        assert!(initiations.len() > round, "each round begins with a handshake");
+    }
+    let stranger = two.socket(underlay(2), 5001);
+    // The last one, and an older one; also when it has awoken from that.
+    for initiation in [initiations.last(), initiations.first(), initiations.last()] {
+        stranger.send_to(initiation.unwrap(), SocketAddr::new(underlay(2), PORT)).unwrap();
+        assert!(stranger.recv_from(&mut buffer).is_err(), "a replayed initiation was answered");
+    }
+    let found = two.tunnels.found(DEVICE).unwrap();
+    assert_eq!(found[&one.identity.public_key].endpoint, Some(relay.local_addr().unwrap()), "nobody else is node 1");
+    // It hears who is entitled.
+    eventually("a datagram after that", || {
+        from.send_to(b"hello", SocketAddr::new(pod(2)[0], 4000)).unwrap();
+        while let Some((datagram, to)) = take(&relay) {
+            relay.send_to(&datagram, to).unwrap();
+        }
+        to.recv_from(&mut buffer).is_ok()
+    });
+}
+
+/// Both ends wake at once, and their handshakes cross.
+#[test]
+fn crossing_handshakes_come_to_an_end() {
+    let (one, two, relay) = relayed();
+    let ends = [(&one, 1), (&two, 2)].map(|(node, number)| node.socket(pod(number)[0], 4000));
+    for (end, to) in ends.iter().zip([2, 1]) {
+        end.send_to(b"hello", SocketAddr::new(pod(to)[0], 4000)).unwrap();
+    }
+    let (mut held, mut initiations, mut answers) = (Some(Vec::new()), 0, 0);
+    let mut arrived = [false; 2];
+    let mut buffer = [0; 16];
+    eventually("a datagram each way", || {
+        while let Some((datagram, to)) = take(&relay) {
+            initiations += usize::from(kind(&datagram) == INITIATION);
+            answers += usize::from(kind(&datagram) == RESPONSE);
+            assert!(initiations < 20, "{initiations} initiations, {answers} answers");
+            let Some(first) = &mut held else {
+                relay.send_to(&datagram, to).unwrap();
+                continue;
+            };
+            first.push((datagram, to));
+            if first.iter().any(|(_, to)| to.ip() == underlay(1)) && first.iter().any(|(_, to)| to.ip() == underlay(2))
+            {
+                for (datagram, to) in held.take().into_iter().flatten() {
+                    relay.send_to(&datagram, to).unwrap();
+                }
+            }
+        }
+        for (end, arrived) in ends.iter().zip(&mut arrived) {
+            *arrived |= end.recv_from(&mut buffer).is_ok();
+        }
+        arrived == [true; 2]
+    });
+}
+
+/// A peer that has moved is where it was last heard, until somebody asks for its announced place.
+#[test]
+fn a_place_is_remembered_in_the_sleep() {
+    let (mut one, mut two) = pair();
+    tired(&mut one);
+    tired(&mut two);
+    let index = two.netlink.link("eth0").unwrap().unwrap().index;
+    let network = |number| ipnetwork::IpNetwork::new(underlay(number), 24).unwrap();
+    two.netlink.delete_address(index, network(2)).unwrap();
+    two.netlink.add_address(index, network(77)).unwrap();
+    eventually("a datagram from the new place", || {
+        let (from, to) = (two.socket(pod(2)[0], 0), one.socket(pod(1)[0], 4000));
+        from.send_to(b"hello", SocketAddr::new(pod(1)[0], 4000)).unwrap();
+        to.recv_from(&mut [0; 16]).is_ok()
+    });
+    asleep([&one, &two]);
+    let endpoint = |node: &mut Node| node.tunnels.found(DEVICE).unwrap()[&identity(2).public_key].endpoint;
+    assert_eq!(endpoint(&mut one), Some(SocketAddr::new(underlay(77), PORT)));
+    eventually("a datagram to the new place", || passes(&one, &two, 0));
+}
+
+#[test]
+fn who_must_keep_a_session_alive_does_not_sleep() {
+    let (mut one, mut two) = wired();
+    one.knows(&identity(2), 2, SocketAddr::new(underlay(2), PORT), None);
+    two.knows(&identity(1), 1, SocketAddr::new(underlay(1), PORT), None);
+    let key: PublicKey = identity(2).public_key;
+    one.overlay.peers.get_mut(&(DEVICE.into(), key)).unwrap().keepalive = 1;
+    tired(&mut two);
+    tired(&mut one);
+    eventually("a session without a packet", || one.tunnels.found(DEVICE).unwrap()[&key].handshake.is_some());
+    std::thread::sleep(2 * REST);
+    assert_eq!(one.tunnels.awake(DEVICE), 1);
+    // Set otherwise, it may sleep.
+    one.overlay.peers.get_mut(&(DEVICE.into(), key)).unwrap().keepalive = 0;
+    one.reconcile();
+    asleep([&one, &two]);
+}
