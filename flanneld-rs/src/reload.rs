@@ -153,8 +153,10 @@ impl Reload {
 
     /// Waits until something else is offered than [`Self::take`] has seen.
     pub async fn offered(&mut self) {
-        if self.offered.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        match self.offered.changed().await {
+            // It is for `take` to have seen it.
+            Ok(()) => self.offered.mark_changed(),
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -235,8 +237,8 @@ impl Reader {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_offer_is_looked_at_once_for_each_change_of_its_grounds() {
+    #[tokio::test]
+    async fn an_offer_is_looked_at_once_for_each_change_of_its_grounds() {
         let configuration = |text: &str| Configuration { config: NetworkConfig::parse(text).unwrap(), text: None };
         let now = configuration(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#);
         let grown = configuration(r#"{"Network": "10.4.0.0/15", "Backend": {"Type": "host-gw"}}"#);
@@ -251,10 +253,12 @@ mod tests {
         let health = Health::new();
         let source = Source::File(ConfigFile::at("/proc/no-such"));
         let (mut reload, reader) = Reload::new(source, now, health.clone());
-        let mut take = |leases| reload.take(Grounds { own: Some(&own), has_pools: true, leases: Some(leases) });
-        assert_eq!(take(&inside), None);
+        let grounds = |leases| Grounds { own: Some(&own), has_pools: true, leases: Some(leases) };
+        assert_eq!(reload.take(grounds(&inside)), None);
         // The network would swallow a node.
         drop(reader.offers.send_replace(Ok(Arc::new(grown.clone()))));
+        reload.offered().await;
+        let mut take = |leases| reload.take(grounds(leases));
         assert_eq!(take(&inside), None);
         assert!(health.notes().contains(NOTE), "{}", health.notes());
         health.note(NOTE, String::new());
