@@ -34,6 +34,12 @@ pub(crate) fn forget_former_boots(base: &Path, boot: &str) {
 
 /// Removes what is kept for network namespaces of this boot that are no more, such as those of nodes that were containers.
 /// Best effort, and nothing where it cannot be proven: every process is looked at, if there is anything to remove at all.
+///
+/// In a container, such as a node of kind, it cannot: a namespace that no process there is in may be that of a node beside it,
+/// or be held by a runtime outside. The end of the processes that were in it proves nothing either, as it may have been mounted.
+/// What a node there leaves behind with each restart, a small file for each pod that had something, goes with the first ADD after
+/// the machine's next boot. (Linux 6.18 opens a namespace by its number also from there, `open_by_handle_at` on nsfs, and so
+/// could tell; but it asks for the inode number as well, which older kernels give to another one at once.)
 pub(crate) fn forget_dead_namespaces(base: &Path) {
     let Ok(boot) = boot() else { return };
     let Ok(own) = place(&boot) else { return };

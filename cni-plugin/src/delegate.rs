@@ -1,17 +1,22 @@
 //! Delegation (spec section 4): a plugin that needs another one runs it. One that we are ourselves is run in process, any
 //! other is found in `CNI_PATH` and executed with the caller's own environment and configuration.
 
+mod run;
+
 use crate::catalogue::{self, Role};
 use cni_spec::{AddResult, Arguments, AttachmentId, CniError, Code, NetworkConfig, Plugin, Sandbox, SpecVersion};
+use run::{LONGEST_ANSWER, Trouble};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
-/// Most that is read of a delegate's answer, in bytes.
-const LONGEST_ANSWER: u64 = 4 << 20;
+/// How long a delegate may take for one verb. The kubelet gives a runtime two minutes for the removal of a pod and four for its
+/// start (`runtimeRequestTimeout`), in which there is room for a failed ADD and the DEL that undoes it; and the reference's `dhcp`
+/// tries for a minute.
+const LIMIT: Duration = Duration::from_secs(90);
 /// Longest file name (NAME_MAX, linux/limits.h).
 const LONGEST_NAME: usize = 255;
 
@@ -140,40 +145,29 @@ impl Executable {
 
     /// Runs it and returns what it printed.
     fn call(&self, verb: &str, environment: &[(&str, OsString)], config: &NetworkConfig) -> Result<Vec<u8>, CniError> {
-        let io = |what: &str, error: std::io::Error| self.failure(Code::Io, format!("{what}: {error}"));
         let input =
             serde_json::to_vec(&config.json).map_err(|error| self.failure(Code::Internal, error.to_string()))?;
         #[expect(
             clippy::disallowed_methods,
             reason = "the one place that runs other people's plugins (spec section 4)"
         )]
-        let mut child = Command::new(&self.path)
-            .env("CNI_COMMAND", verb)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| io("starting it", error))?;
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let mut answer = Vec::new();
-        let read = std::thread::scope(|scope| {
-            // Neither side waits for the other, however much both have to say. A plugin need not read what it is given.
-            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
-            let read = match stdout {
-                Some(stdout) => stdout.take(LONGEST_ANSWER + 1).read_to_end(&mut answer).map(drop),
-                None => Ok(()),
-            };
-            if read.is_err() || answer.len() as u64 > LONGEST_ANSWER {
-                let _ = child.kill();
+        let mut command = Command::new(&self.path);
+        command.env("CNI_COMMAND", verb).envs(environment.iter().map(|(name, value)| (name, value)));
+        match run::run(&mut command, input, LIMIT) {
+            Ok((answer, status)) if status.success() => Ok(answer),
+            Ok((answer, status)) => Err(self.refusal(verb, &answer, status)),
+            Err(Trouble::Io(what, error)) => Err(self.failure(Code::Io, format!("{what}: {error}"))),
+            Err(Trouble::TooLong) => {
+                Err(self.failure(Code::Io, format!("it answered with more than {LONGEST_ANSWER} bytes")))
             }
-            read
-        });
-        let status = child.wait().map_err(|error| io("waiting for it", error))?;
-        read.map_err(|error| io("reading its answer", error))?;
-        if answer.len() as u64 > LONGEST_ANSWER {
-            return Err(self.failure(Code::Io, format!("it answered with more than {LONGEST_ANSWER} bytes")));
+            Err(Trouble::TooLate) => Err(self.failure(
+                Code::TryAgain,
+                format!(
+                    "{verb} took more than {} s, and was ended: see what this plugin waits for, such as a daemon of its own",
+                    LIMIT.as_secs()
+                ),
+            )),
         }
-        if status.success() { Ok(answer) } else { Err(self.refusal(verb, &answer, status)) }
     }
 
     /// The delegate's own error, with its code, or what became of it.

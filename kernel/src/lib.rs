@@ -19,6 +19,7 @@ mod observe;
 mod overlay;
 mod parts;
 mod privilege;
+pub mod process;
 pub mod sysctl;
 pub mod tun;
 #[cfg(feature = "watch")]
