@@ -9,6 +9,7 @@ mod encode;
 mod expression;
 mod foreign;
 mod machine;
+mod members;
 mod observe;
 mod owned;
 mod passage;
@@ -198,4 +199,19 @@ impl Nft {
 pub(crate) fn decode_as_everything(payload: &[u8]) {
     observe::decode_as_everything(payload);
     foreign::decode_as_everything(payload);
+}
+
+#[cfg(fuzzing)]
+pub(crate) fn pass(table: &[u8]) {
+    passage::pass(table);
+}
+
+#[cfg(fuzzing)]
+pub(crate) fn encode_all(table: &Table) -> Result<()> {
+    for set in table.sets.values().filter(|set| set.interval) {
+        let encoded = element::encode(set, &set.elements).map_err(|reason| Error::new(reason, Errno::EINVAL))?;
+        let starts: Vec<bool> = encoded.iter().map(|element| element.start).collect();
+        assert!(starts.iter().enumerate().all(|(place, starts)| *starts == (place % 2 == 0)), "{:?}", set.elements);
+    }
+    encode::replacement(table).map(drop)
 }

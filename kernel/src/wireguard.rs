@@ -209,6 +209,15 @@ impl WireGuard {
     }
 }
 
+/// For the fuzz targets: no answer of the kernel may make a decoder panic.
+#[cfg(fuzzing)]
+pub(crate) fn decode_as_everything(payload: &[u8]) {
+    let _ = wire::decode_family(payload);
+    let mut device = Device::default();
+    // A dump may come in several messages.
+    payload.chunks(1 << 10).for_each(|part| wire::decode_device(part, std::time::Duration::MAX, &mut device));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,8 +2,10 @@
 //! more than the packet is not known, and what follows from it is not certain.
 
 use super::Family;
+use super::members::Members;
 use crate::netlink::attribute::{attributes, find, number, text};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 /// All sixteen registers of 32 bits (NFT_REG32_00 to 15), which are the four of 128 bits as well.
 const REGISTERS: usize = 64;
@@ -74,41 +76,6 @@ pub(super) enum Verdict {
     Goto(String),
 }
 
-/// The elements of a set, in its own form.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Members {
-    /// NFTA_SET_FLAGS
-    pub(super) flags: u32,
-    /// length of the key in bytes
-    pub(super) length: usize,
-    /// the attributes of each
-    pub(super) elements: Vec<Vec<u8>>,
-}
-
-impl Members {
-    /// The element that has this key. None: it is not known whether there is one.
-    fn find(&self, key: &[u8]) -> Option<Option<&[u8]>> {
-        const INTERVAL: u32 = super::encode::SET_INTERVAL;
-        let mut best: Option<(&[u8], bool, &[u8])> = None;
-        for element in &self.elements {
-            // NFTA_SET_ELEM_KEY_END: a range of several fields.
-            if find(element, 10).is_some() {
-                return None;
-            }
-            let own = find(element, 1).and_then(|data| find(data, 1)).unwrap_or_default();
-            let starts = number(element, 3).unwrap_or(0) & super::encode::ELEMENT_END == 0;
-            if self.flags & INTERVAL == 0 {
-                if own == key {
-                    return Some(Some(element));
-                }
-            } else if own <= key && best.is_none_or(|(known, begun, _)| (own, starts) > (known, begun)) {
-                best = Some((own, starts, element));
-            }
-        }
-        Some(best.filter(|(_, starts, _)| *starts).map(|(_, _, element)| element))
-    }
-}
-
 /// The machine, with a packet in it.
 #[derive(Clone)]
 pub(super) struct Machine<'a> {
@@ -136,7 +103,7 @@ impl<'a> Machine<'a> {
     pub(super) fn run(
         &mut self,
         expressions: &[u8],
-        members: &mut impl FnMut(&str) -> Option<Members>,
+        members: &mut impl FnMut(&str) -> Option<Rc<Members>>,
     ) -> Option<Ruling> {
         self.registers = [None; REGISTERS];
         let mut certain = true;
@@ -160,7 +127,7 @@ impl<'a> Machine<'a> {
         &mut self,
         name: &str,
         content: &[u8],
-        members: &mut impl FnMut(&str) -> Option<Members>,
+        members: &mut impl FnMut(&str) -> Option<Rc<Members>>,
     ) -> Result<bool, Stop> {
         let of = |kind| number(content, kind);
         let holds = |known: Option<bool>| match known {
@@ -377,14 +344,4 @@ fn verdict_of(verdict: &[u8]) -> Result<bool, Stop> {
         Some(-1) => return Ok(true),
         _ => Verdict::Accept,
     }))
-}
-
-/// For tests only: no rule may make the machine panic. The rule's own bytes are what it looks up in sets.
-#[cfg(fuzzing)]
-pub(super) fn run_as_rule(bytes: &[u8]) {
-    let (input, output) = ("cni0".into(), "flannel.1".into());
-    let packet = Packet { source: [10, 42, 1, 2].into(), destination: [10, 42, 2, 2].into(), input, output };
-    let elements = attributes(bytes).map(|(_, element)| element.to_vec()).collect();
-    let mut members = Some(Members { flags: super::encode::SET_INTERVAL, length: bytes.len() % 17, elements });
-    let _ = Machine::new(&packet, Some(0)).run(bytes, &mut |_| members.take());
 }

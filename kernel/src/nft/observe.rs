@@ -188,7 +188,6 @@ pub(crate) fn decode_as_everything(payload: &[u8]) {
     let _ = (number(payload, 1), text(payload, 1), find(payload, 7).and_then(note));
     let list = find(payload, 3).unwrap_or_default();
     let _ = attributes(list).map(|(_, element)| element_found(element)).collect::<Vec<_>>();
-    super::machine::run_as_rule(payload);
 }
 
 /// One question to the kernel about a table of ours. An object that does not exist leaves the answer empty; a chain, a set or

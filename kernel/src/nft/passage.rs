@@ -2,13 +2,15 @@
 
 use super::encode::{GET_CHAIN, GET_ELEMENT, GET_RULE, GET_SET, GET_TABLE, header};
 use super::encode::{NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE};
-use super::machine::{Machine, Members, Packet, Verdict};
+use super::machine::{Machine, Packet, Verdict};
+use super::members::Members;
 use super::{Family, Nft, observe};
 use crate::Result;
 use crate::netlink::attribute::{Attributes, attributes, find, number, text};
 use crate::netlink::socket::{NLM_F_DUMP, Socket};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 
 /// NF_INET_FORWARD.
 const FORWARD: u32 = 2;
@@ -88,7 +90,7 @@ impl Nft {
         let mut found = Vec::new();
         let is_met = |chain: &&ForwardChain| [packet.family(), Family::Inet].contains(&chain.family);
         for ForwardChain { family, table, name, drops } in chains.iter().filter(is_met) {
-            let mut walk = Walk { socket: &mut self.socket, family: *family, table, chains: BTreeMap::new(), rules: 0 };
+            let mut walk = Walk { table: Reading::of(&mut self.socket, *family, table), rules: 0 };
             if let Some(by) = walk.from(vec![(name.clone(), 0)], Machine::new(packet, Some(0)), *drops, 0)? {
                 found.push(Obstacle { family: *family, table: table.clone(), chain: name.clone(), by });
             }
@@ -97,13 +99,42 @@ impl Nft {
     }
 }
 
-/// A packet's way through one base chain.
-struct Walk<'a> {
-    socket: &'a mut Socket,
+/// A table of somebody's, read as far as it was needed.
+struct Reading<'a> {
+    /// none: there is nothing more to be read
+    socket: Option<&'a mut Socket>,
     family: Family,
     table: &'a str,
-    /// the rules' expressions, as far as they were needed
+    /// the rules' expressions
     chains: BTreeMap<String, Vec<Vec<u8>>>,
+    /// none: it has too many elements, or is none
+    sets: BTreeMap<String, Option<Rc<Members>>>,
+}
+
+impl<'a> Reading<'a> {
+    fn of(socket: &'a mut Socket, family: Family, table: &'a str) -> Self {
+        Reading { socket: Some(socket), family, table, chains: BTreeMap::new(), sets: BTreeMap::new() }
+    }
+
+    fn rule(&mut self, chain: &str, index: usize) -> Result<Option<Vec<u8>>> {
+        if let Some(socket) = self.socket.as_deref_mut().filter(|_| !self.chains.contains_key(chain)) {
+            self.chains.insert(chain.to_owned(), rules(socket, self.family, self.table, chain)?);
+        }
+        Ok(self.chains.get(chain).and_then(|rules| rules.get(index)).cloned())
+    }
+
+    fn members(&mut self, set: &str) -> Option<Rc<Members>> {
+        if let Some(socket) = self.socket.as_deref_mut().filter(|_| !self.sets.contains_key(set)) {
+            let members = members(socket, self.family, self.table, set).ok().flatten();
+            self.sets.insert(set.to_owned(), members.map(Rc::new));
+        }
+        self.sets.get(set)?.clone()
+    }
+}
+
+/// A packet's way through one base chain.
+struct Walk<'a> {
+    table: Reading<'a>,
     /// tried so far
     rules: usize,
 }
@@ -119,13 +150,12 @@ impl Walk<'_> {
         guesses: usize,
     ) -> Result<Option<Dropper>> {
         while let Some((chain, index)) = stack.pop() {
-            let Some(rule) = self.rule(&chain, index)? else { continue };
+            let Some(rule) = self.table.rule(&chain, index)? else { continue };
             self.rules += 1;
             if self.rules > MOST_RULES || stack.len() > MOST_JUMPS || guesses > MOST_JUMPS {
                 return Ok(None);
             }
-            let (family, table) = (self.family, self.table);
-            let ruling = machine.run(&rule, &mut |set: &str| members(self.socket, family, table, set).ok().flatten());
+            let ruling = machine.run(&rule, &mut |set: &str| self.table.members(set));
             let mut taken = stack.clone();
             stack.push((chain.clone(), index + 1));
             let Some(ruling) = ruling else { continue };
@@ -144,14 +174,6 @@ impl Walk<'_> {
             }
         }
         Ok(drops.then_some(Dropper::Policy))
-    }
-
-    fn rule(&mut self, chain: &str, index: usize) -> Result<Option<Vec<u8>>> {
-        if !self.chains.contains_key(chain) {
-            let rules = rules(self.socket, self.family, self.table, chain)?;
-            self.chains.insert(chain.to_owned(), rules);
-        }
-        Ok(self.chains.get(chain).and_then(|rules| rules.get(index)).cloned())
     }
 }
 
@@ -192,22 +214,23 @@ fn rules(socket: &mut Socket, family: Family, table: &str, chain: &str) -> Resul
 /// A set with its elements. None: there is none, or it has more than are looked at.
 fn members(socket: &mut Socket, family: Family, table: &str, set: &str) -> Result<Option<Members>> {
     let content = || Attributes::after(&header(family)).text(1, table);
-    let description = content().text(2, set);
-    let mut members = ask(socket, (GET_SET, NEW_SET), 0, description, |found: &mut Option<Members>, payload| {
-        let length = number(payload, 5).and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-        *found = Some(Members { flags: number(payload, 3).unwrap_or(0), length, ..Members::default() });
+    let of = content().text(2, set);
+    let description = ask(socket, (GET_SET, NEW_SET), 0, of, |found: &mut Option<Members>, payload| {
+        *found = Some(Members::described(payload));
     })?;
-    if let Some(members) = &mut members {
-        let content = content().text(2, set);
-        let dump = |found: &mut Vec<Vec<u8>>, payload: &[u8]| {
-            let list = find(payload, 3).unwrap_or_default();
-            // One more tells that there are too many.
-            let room = (MOST_ELEMENTS + 1).saturating_sub(found.len());
-            found.extend(attributes(list).take(room).map(|(_, element)| element.to_vec()));
-        };
-        members.elements = ask(socket, (GET_ELEMENT, NEW_ELEMENT), NLM_F_DUMP, content, dump)?;
-    }
-    Ok(members.filter(|members| members.elements.len() <= MOST_ELEMENTS))
+    let Some(description) = description else { return Ok(None) };
+    let of = content().text(2, set);
+    let mut members = ask(socket, (GET_ELEMENT, NEW_ELEMENT), NLM_F_DUMP, of, |found: &mut Members, payload| {
+        fill(found, find(payload, 3).unwrap_or_default());
+    })?;
+    (members.flags, members.length) = (description.flags, description.length);
+    Ok(Some(members).filter(|members| members.count <= MOST_ELEMENTS))
+}
+
+/// Takes in elements, and one more than are looked at, which tells that there are too many.
+fn fill(members: &mut Members, list: &[u8]) {
+    let room = (MOST_ELEMENTS + 1).saturating_sub(members.count);
+    attributes(list).take(room).for_each(|(_, element)| members.add(element));
 }
 
 /// One question to the kernel; what is not there, or no more, is an empty answer.
@@ -219,4 +242,40 @@ fn ask<T: Default>(
     each: impl FnMut(&mut T, &[u8]),
 ) -> Result<T> {
     observe::ask(socket, || "reading the nftables of others".into(), kinds, flags, content, each)
+}
+
+/// For the fuzz targets: a packet's way through a table, from the first of its chains on, where these (attributes of type 1: a
+/// name, and rules as the kernel has them) and sets (type 2: as the kernel describes them, with their elements beside) are these. A drop by a rule is one whatever
+/// the policy is.
+#[cfg(fuzzing)]
+pub(super) fn pass(bytes: &[u8]) {
+    let mut table =
+        Reading { socket: None, family: Family::Ip, table: "t", chains: BTreeMap::new(), sets: BTreeMap::new() };
+    let mut base = None;
+    for (kind, object) in attributes(bytes) {
+        let name = text(object, if kind == 1 { 3 } else { 2 }).unwrap_or_default();
+        if kind == 1 {
+            let rules = attributes(object).filter(|(kind, _)| *kind == 4).map(|(_, rule)| rule.to_vec());
+            base.get_or_insert_with(|| name.clone());
+            table.chains.insert(name, rules.collect());
+        } else {
+            let mut members = Members::described(object);
+            fill(&mut members, find(object, 13).unwrap_or_default());
+            table.sets.insert(name, Some(Rc::new(members)));
+        }
+    }
+    let Some(base) = base else { return };
+    let packet = Packet {
+        source: [10, 42, 1, 2].into(),
+        destination: [10, 42, 2, 2].into(),
+        input: "cni0".into(),
+        output: "flannel.1".into(),
+    };
+    let mut walk = Walk { table, rules: 0 };
+    let mut outcome = |drops| {
+        walk.rules = 0;
+        walk.from(vec![(base.clone(), 0)], Machine::new(&packet, Some(0)), drops, 0).expect("nothing is read")
+    };
+    let (by_rule, any) = (outcome(false), outcome(true));
+    assert!(by_rule.is_none() || by_rule == any, "{by_rule:?}, {any:?}");
 }

@@ -164,6 +164,13 @@ fn rules_of_every_kind_are_followed() {
         ("limit rate 1/second meta mark set 7 ; meta mark 7 drop; accept", &[]),
         ("iifname vmap { \"cni0\" : jump yes, \"eth0\" : drop }", &[]),
         ("iifname vmap { \"eth0\" : jump yes }", &[policy]),
+        // What is for every other key, too.
+        ("iifname vmap { \"eth0\" : drop, * : jump yes }", &[]),
+        ("ip saddr vmap { 10.41.0.0/16 : drop, * : accept }", &[]),
+        ("ip saddr @but accept", &[]),
+        ("ip saddr != @but accept", &[policy]),
+        // An element that counts for some packets only.
+        ("ip saddr @metered drop; accept", &[]),
         ("ip saddr . ip daddr { 10.42.1.2 . 10.42.2.2 } accept", &[]),
         ("ip saddr . ip daddr { 10.42.1.2 . 10.42.2.3 } accept", &[policy]),
         ("counter log limit rate 5/second jump no", &[policy]),
@@ -190,6 +197,8 @@ fn rules_of_every_kind_are_followed() {
         let text = format!(
             "table inet t {{\n set nets {{ type ipv4_addr; flags interval; elements = {{ 10.42.0.0/16, 10.44.0.0/16 }}; }}\n\
              set others {{ type ipv4_addr; flags interval; elements = {{ 10.41.0.0/16, 10.43.0.0/16 }}; }}\n\
+             set but {{ type ipv4_addr; flags interval; elements = {{ 10.41.0.0/16, * }}; }}\n\
+             set metered {{ type ipv4_addr; limit rate 1/second; elements = {{ 10.42.1.2 limit rate 1/second }}; }}\n\
              set flood {{ type ipv4_addr; flags dynamic, timeout; timeout 1m; }}\n limit few {{ rate over 9/second; }}\n\
              set many {{ type ipv4_addr; elements = {{ {many} }}; }}\n chain marked {{ meta mark 7 accept; }}\n\
              chain no {{ return; accept; }}\n chain yes {{ accept; }}\n chain deep {{ jump no; iifname \"x\" drop; }}\n\
