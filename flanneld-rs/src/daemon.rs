@@ -95,13 +95,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let (mut reload, config_reader) = Reload::new(source, at_start, health.clone());
     let remembered = last.as_ref().and_then(|last| last.still_held(SystemTime::now()));
     let remembered = remembered.filter(|held| store.allows(&config, &held.lease.subnets)).cloned();
-    let policy = Policy {
-        masquerade: options.ip_masq,
-        fully_random: !options.ip_masq_fully_random_disable,
-        not_masqueraded: options.non_masquerade_cidrs.iter().copied().collect(),
-        forward: options.iptables_forward_rules,
-        refuse_own: options.ip_blackhole_route,
-    };
+    let policy = Policy::from(options);
     let files = Files::of(options);
     let plugins = (HostPorts::recorded_in(&options.host_ports_dir), Attachments::recorded_in(&options.attachments_dir));
     let mut previous = previous_subnets(&files, &config);

@@ -6,6 +6,7 @@
 
 use crate::family::{Family, PerFamily};
 use crate::lease::Subnets;
+use crate::options::Options;
 use ipnetwork::IpNetwork;
 use kernel::nft::{Action, Chain, Field, Hook, HookKind, HookPoint, Match, Protocol, Rule, Set, Table};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +59,18 @@ pub struct Policy {
     pub forward: Switch,
     /// drop what is for the node's own subnet where nothing has a better route for it
     pub refuse_own: bool,
+}
+
+impl From<&Options> for Policy {
+    fn from(options: &Options) -> Self {
+        Policy {
+            masquerade: options.ip_masq,
+            fully_random: !options.ip_masq_fully_random_disable,
+            not_masqueraded: options.non_masquerade_cidrs.iter().copied().collect(),
+            forward: options.iptables_forward_rules,
+            refuse_own: options.ip_blackhole_route,
+        }
+    }
 }
 
 /// The node that the rules are for.

@@ -4,7 +4,7 @@
 use crate::api_server::{Call, Faults};
 use crate::kube_api::KubeApi;
 use crate::place::{PATIENCE, Place, config, leases, node, run, until};
-use flanneld_rs::store::{Contact, LeaseStore, Snapshot, Store};
+use flanneld_rs::store::{Contact, LeaseStore, LeaseWatch, Snapshot, Store};
 use std::time::{Duration, Instant};
 
 fn is_live(snapshot: &Snapshot) -> bool {
@@ -24,6 +24,14 @@ fn with_a_node<F: Future<Output = ()>>(test: impl FnOnce(Place, Store) -> F) {
 
 fn set(place: &Place, set: impl FnOnce(&mut Faults)) {
     place.kube().double_of().faults(set);
+}
+
+/// Follows the store, and has it behind it to ask for all that there is.
+async fn listed(place: &Place, store: &Store) -> LeaseWatch {
+    let watch = store.watch();
+    until(&mut watch.receiver(), is_live).await;
+    place.kube().double_of().calls();
+    watch
 }
 
 /// For each request, whether it is a watch, whether that begins with a list, and the version.
@@ -96,11 +104,8 @@ fn a_stream_that_comes_to_a_halt_is_an_outage_and_no_refusal() {
 #[test]
 fn a_server_that_stays_behind_is_believed_in_the_end() {
     with_a_node(async |place, store| {
-        let double = place.kube().double_of();
-        let watch = store.watch();
+        let (double, watch) = (place.kube().double_of(), listed(&place, &store).await);
         let mut seen = watch.receiver();
-        until(&mut seen, is_live).await;
-        double.calls();
         // As where etcd was restored: what comes after the last version is not known, nor will that be.
         set(&place, |faults| faults.broken_streams = (3, 504, 1));
         double.cut();
@@ -116,11 +121,8 @@ fn a_server_that_stays_behind_is_believed_in_the_end() {
 #[test]
 fn watches_that_end_at_once_are_made_ever_more_rarely() {
     with_a_node(async |place, store| {
-        let double = place.kube().double_of();
-        let watch = store.watch();
+        let (double, watch) = (place.kube().double_of(), listed(&place, &store).await);
         let mut seen = watch.receiver();
-        until(&mut seen, is_live).await;
-        double.calls();
         set(&place, |faults| faults.empty_watches = true);
         double.cut();
         tokio::time::sleep(Duration::from_secs(6)).await;

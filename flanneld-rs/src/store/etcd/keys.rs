@@ -4,7 +4,9 @@ use super::EtcdStore;
 use crate::lease::{Announcement, Lease, Subnets, key, parse_key};
 use crate::network_config;
 use crate::store::StoreError;
-use etcd_client::{Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+};
 use std::time::Duration;
 
 /// Largest answer that is taken: gRPC's default of 4 MB is some 10,000 leases.
@@ -96,6 +98,10 @@ impl EtcdStore {
         self.key("config")
     }
 
+    async fn transact(&self, doing: &str, txn: &Txn) -> Result<TxnResponse, StoreError> {
+        self.connection.call(doing, |client| async move { client.kv_client().txn(txn.clone()).await }).await
+    }
+
     async fn read(&self, key: &str, prefix: bool) -> Result<GetResponse, StoreError> {
         self.connection
             .call(&format!("reading {key}"), |client| async move {
@@ -150,14 +156,7 @@ impl EtcdStore {
             .when([expect.compare(&key)])
             .and_then([TxnOp::put(key.as_str(), value.as_str(), options)])
             .or_else([TxnOp::get(key.as_str(), None)]);
-        let doing = format!("writing {key}");
-        let answer = self
-            .connection
-            .call(&doing, |client| {
-                let txn = txn.clone();
-                async move { client.kv_client().txn(txn).await }
-            })
-            .await?;
+        let answer = self.transact(&format!("writing {key}"), &txn).await?;
         if answer.succeeded() {
             return Ok(Put::Done(answer.header().map_or(0, |header| header.revision())));
         }
@@ -179,14 +178,7 @@ impl EtcdStore {
         let key = self.lease_key(subnets);
         let txn =
             Txn::new().when([Expect::Revision(revision).compare(&key)]).and_then([TxnOp::delete(key.as_str(), None)]);
-        let doing = format!("deleting {key}");
-        let answer = self
-            .connection
-            .call(&doing, |client| {
-                let txn = txn.clone();
-                async move { client.kv_client().txn(txn).await }
-            })
-            .await?;
+        let answer = self.transact(&format!("deleting {key}"), &txn).await?;
         Ok(answer.succeeded())
     }
 
