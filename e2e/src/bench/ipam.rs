@@ -11,39 +11,76 @@ use std::process::{Command, Stdio};
 
 /// First reservation.
 const FIRST: u32 = u32::from_be_bytes([10, 64, 0, 2]);
+/// How many reservations there are beside the measured one.
+const COUNTS: [u32; 4] = [100, 1_000, 10_000, 60_000];
 
+/// A directory with many reservations, and whose plugin is called for it.
+struct Ledger {
+    count: u32,
+    is_reference: bool,
+    data: PathBuf,
+    add: Times,
+    del: Times,
+}
+
+/// By the clock, and of the processors.
+#[derive(Default)]
+struct Times {
+    clock: Sample,
+    processor: Sample,
+}
+
+impl Times {
+    fn measure(&mut self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.clock.measure_both(&mut self.processor, work)
+    }
+}
+
+/// In turns over all of them: what the machine is busy with besides comes and goes, and must not fall on one of them alone.
 pub(super) fn measure(wishes: &Wishes, directory: &Path) -> Result<Vec<Figure>> {
     fs::create_dir_all(directory)?;
     let reference = tools::from_package("/usr/lib/cni/host-local", "containernetworking-plugins")?;
     let ours = tools::plugin_directory(&directory.join("bin"))?.join("host-local");
-    let mut figures = Vec::new();
-    let mut at_hundred = None;
-    for count in [100, 1_000, 10_000, 60_000] {
-        let mut medians = Vec::new();
-        for (name, executable) in [("go", &reference), ("rs", &ours)] {
-            let data = directory.join(format!("{name}-{count}"));
+    let executable = |ledger: &Ledger| if ledger.is_reference { &reference } else { &ours };
+    let mut ledgers = Vec::new();
+    for count in COUNTS {
+        for is_reference in [true, false] {
+            let data = directory.join(format!("{}-{count}", if is_reference { "go" } else { "rs" }));
             reserve(&data, count)?;
-            let (mut add, mut del) = (Sample::default(), Sample::default());
+            let ledger = Ledger { count, is_reference, data, add: Times::default(), del: Times::default() };
             // The first one of ours reads the directory that it has not written.
-            call(executable, &data, "ADD", "first")?;
-            // The reference takes half a second for each among many.
-            let rounds = if name == "go" && count > 5_000 { 10 } else { 50 };
-            for round in 0..wishes.times(rounds) {
-                let id = format!("measured{round}");
-                add.measure(|| call(executable, &data, "ADD", &id))?;
-                del.measure(|| call(executable, &data, "DEL", &id))?;
-            }
-            medians.push((add.median(), del.median()));
-            fs::remove_dir_all(&data)?;
+            call(executable(&ledger), &ledger.data, "ADD", "first")?;
+            ledgers.push(ledger);
         }
-        let [(go_add, go_del), (add, del)] = medians.as_slice() else { return Err("two contenders".into()) };
-        let own_growth = *add / *at_hundred.get_or_insert(*add);
-        let note = format!("{own_growth:.2} x its own time at 100 (wanted: at most 2)");
-        figures
-            .push(Figure::time(format!("host-local ADD beside {count} reservations"), *add).beside(*go_add).note(note));
-        figures.push(Figure::time(format!("host-local DEL beside {count} reservations"), *del).beside(*go_del));
     }
-    Ok(figures)
+    let (most, fewer) = (wishes.times(50), wishes.times(10));
+    for round in 0..most {
+        // The reference takes half a second for each among many.
+        for ledger in ledgers.iter_mut().filter(|ledger| round < fewer || !ledger.is_reference || ledger.count < 5_000)
+        {
+            let (executable, data, id) = (executable(ledger), ledger.data.clone(), format!("measured{round}"));
+            ledger.add.measure(|| call(executable, &data, "ADD", &id))?;
+            ledger.del.measure(|| call(executable, &data, "DEL", &id))?;
+        }
+    }
+    Ok(ledgers.chunks_exact(2).flat_map(|pair| figures(pair, ledgers.get(1))).collect())
+}
+
+/// What a `pair` of the reference's and ours tells, beside ours with the fewest reservations.
+fn figures(pair: &[Ledger], fewest: Option<&Ledger>) -> Vec<Figure> {
+    let (Some((reference, ours)), Some(fewest)) = (pair.first().zip(pair.get(1)), fewest) else { return Vec::new() };
+    let figure = |verb: &str, times: fn(&Ledger) -> &Times| {
+        let of = |ledger| (times(ledger).clock.median(), times(ledger).processor.median());
+        let ((ours_took, ours_used), (theirs_took, theirs_used)) = (of(ours), of(reference));
+        let growth = ours_used / of(fewest).1;
+        Figure::time(format!("host-local {verb} beside {} reservations", ours.count), ours_took)
+            .beside(theirs_took)
+            .note(format!(
+                "processor: {ours_used:.2} beside {theirs_used:.2} ms; {growth:.2} x its own at {} (wanted: at most 2)",
+                fewest.count
+            ))
+    };
+    vec![figure("ADD", |ledger| &ledger.add), figure("DEL", |ledger| &ledger.del)]
 }
 
 /// Writes `count` reservations as host-local does.
