@@ -262,9 +262,9 @@ fn parse(text: &[u8]) -> Result<(String, LastKnown), String> {
     Ok((document.store, LastKnown { boot: document.boot, config: document.config, own, public, leases }))
 }
 
-/// Any bytes are parsed or refused: the entrance for fuzzing.
-#[doc(hidden)]
-pub fn fuzz(bytes: &[u8]) {
+/// For the fuzz targets: what is read is written and read as the same.
+#[cfg(fuzzing)]
+pub(crate) fn rewrite(bytes: &[u8]) {
     if let Ok((store, last)) = parse(bytes) {
         let again = document(&last, &store).map(|document| serde_json::to_vec(&document).unwrap_or_default());
         assert_eq!(again.ok().and_then(|text| parse(&text).ok()), Some((store, last)));

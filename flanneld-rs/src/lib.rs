@@ -9,6 +9,8 @@ pub mod family;
 pub mod files;
 pub mod firewall;
 pub mod forwarding;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod health;
 pub mod ip_forward;
 mod json;

@@ -19,7 +19,9 @@ use tokio::sync::watch;
 pub use etcd::{EtcdOptions, EtcdStore, Password, User};
 pub use file::FileStore;
 #[cfg(fuzzing)]
-pub use file::rewrite_record;
+pub(crate) use file::rewrite_record;
+#[cfg(fuzzing)]
+pub(crate) use kube::fuzzing as kubernetes;
 pub use kube::{KubeOptions, KubeStore, SILENCE};
 pub use snapshot::{Contact, Given, LeaseWatch, Snapshot};
 

@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| flanneld_rs::last_known::fuzz(data));
+fuzz_target!(|data: &[u8]| flanneld_rs::fuzzing::last_known(data));

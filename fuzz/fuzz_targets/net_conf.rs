@@ -1,10 +1,9 @@
-//! The cluster's network configuration.
+//! The cluster's network configuration and, behind a NUL, the one that is to follow it.
 #![no_main]
 
-use flanneld_rs::network_config::NetworkConfig;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let Ok(config) = NetworkConfig::parse(text) else { return };
-    let _ = (config.networks(), config.families());
+    let (now, wanted) = text.split_once('\0').unwrap_or((text, text));
+    flanneld_rs::fuzzing::network_config(now, wanted);
 });

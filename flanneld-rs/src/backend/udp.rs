@@ -84,3 +84,9 @@ impl Udp {
         [plans.v4, plans.v6].into_iter().flatten().collect()
     }
 }
+
+/// For the fuzz targets, see [`packet`].
+#[cfg(fuzzing)]
+pub(crate) fn route(family: Family, bytes: &[u8]) {
+    packet::route(family, bytes);
+}

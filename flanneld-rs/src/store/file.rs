@@ -185,6 +185,6 @@ impl LeaseStore for FileStore {
 
 /// A way in for the fuzz targets: the content of a lease file, and what we would write for it.
 #[cfg(fuzzing)]
-pub fn rewrite_record(key: &str, content: &[u8]) -> Option<String> {
+pub(crate) fn rewrite_record(key: &str, content: &[u8]) -> Option<String> {
     record::Record::parse(key, content).ok().map(|record| record.text())
 }

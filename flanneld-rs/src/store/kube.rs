@@ -5,6 +5,8 @@
 mod annotations;
 mod connection;
 mod credentials;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod list;
 mod node;
 mod roster;

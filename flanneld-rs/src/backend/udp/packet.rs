@@ -164,6 +164,27 @@ fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
+/// For the fuzz targets: what this node does with a packet from anywhere. A header that is right stays so, and a sender is told
+/// in a packet that can be read, and about which nobody is told in turn.
+#[cfg(fuzzing)]
+pub(super) fn route(family: Family, bytes: &[u8]) {
+    let mut answer = [0; MAX_ANSWER];
+    if let Some(length) = unreachable(bytes, &mut answer) {
+        let answer = answer.get(..length).expect("the answer is inside the buffer");
+        let of = if bytes[0] >> 4 == 4 { Family::V4 } else { Family::V6 };
+        let (told, asked) = (addresses(of, answer).expect("the answer is a packet"), addresses(of, bytes));
+        assert_eq!(asked.map(|asked| (asked.destination, asked.source)), Some((told.source, told.destination)));
+        assert_eq!(unreachable(answer, &mut [0; MAX_ANSWER]), None);
+    }
+    let header = |packet: &[u8]| packet.get(..usize::from(packet[0] & 0xf) * 4).map(|header| checksum(&[header]));
+    let mut packet = bytes.to_vec();
+    if addresses(family, bytes).is_some() && pass_router(family, &mut packet) {
+        assert_eq!(addresses(family, &packet), addresses(family, bytes));
+        let was_right = header(bytes) == Some([0, 0]);
+        assert!(family == Family::V6 || !was_right || header(&packet) == Some([0, 0]));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -278,7 +278,7 @@ fn silence() -> String {
 }
 
 /// What an answer with an error means.
-fn failure(head: &http::response::Parts, text: &[u8]) -> Failure {
+pub(super) fn failure(head: &http::response::Parts, text: &[u8]) -> Failure {
     // Proxies and the server's own throttling answer with text.
     let status: Status = serde_json::from_slice(text).unwrap_or_default();
     let message =

@@ -36,7 +36,7 @@ pub(super) async fn read(
 
 /// How far a list has been read.
 #[derive(Default)]
-struct Cut {
+pub(super) struct Cut {
     /// the text without the objects
     frame: Vec<u8>,
     /// the beginning of the object that comes
@@ -53,7 +53,11 @@ struct Cut {
 
 impl Cut {
     /// Takes in the next part of the text, wherever it ends.
-    fn take(&mut self, part: &[u8], object: &mut impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    pub(super) fn take(
+        &mut self,
+        part: &[u8],
+        object: &mut impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         for byte in part {
             let before = self.depth;
             self.step(*byte)?;
@@ -96,7 +100,8 @@ impl Cut {
         Ok(())
     }
 
-    fn end(self) -> Result<Metadata, Failure> {
+    /// What stands beside the objects, once the text has come to its end.
+    pub(super) fn end(self) -> Result<Metadata, Failure> {
         let list = parse::<Frame>(&self.frame)?.metadata;
         // Without it there is no going on; and anything else that is JSON would be the list of a cluster without nodes.
         if list.resource_version.is_empty() {

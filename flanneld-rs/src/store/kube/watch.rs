@@ -30,16 +30,16 @@ const END_OF_LIST: &str = "k8s.io/initial-events-end";
 
 /// One line of a watch.
 #[derive(Deserialize)]
-struct Event<'a> {
+pub(super) struct Event<'a> {
     #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
+    pub(super) kind: Cow<'a, str>,
     #[serde(borrow)]
-    object: &'a RawValue,
+    pub(super) object: &'a RawValue,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Bookmark {
+pub(super) struct Bookmark {
     metadata: BookmarkMetadata,
 }
 
@@ -340,7 +340,7 @@ impl Follower {
 }
 
 /// Takes in what became of a node. Returns the version of it, and whether it matters.
-fn take(roster: &mut Roster, event: &Event<'_>) -> Result<(String, bool), Failure> {
+pub(super) fn take(roster: &mut Roster, event: &Event<'_>) -> Result<(String, bool), Failure> {
     let node: Node = parse(event.object.get().as_bytes())?;
     let matters = match &*event.kind {
         "DELETED" => roster.remove(&node.metadata.name),
@@ -350,7 +350,7 @@ fn take(roster: &mut Roster, event: &Event<'_>) -> Result<(String, bool), Failur
 }
 
 /// What the server says in place of going on, with the code of it.
-fn refusal(event: &Event<'_>) -> (u16, Failure) {
+pub(super) fn refusal(event: &Event<'_>) -> (u16, Failure) {
     let status: Status = serde_json::from_str(event.object.get()).unwrap_or_default();
     let wait = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
     let message = format!("the server has ended the watch: {}", status.message);
