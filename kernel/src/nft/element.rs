@@ -3,7 +3,7 @@
 use super::{Element, Field, Protocol, Set, Value};
 use crate::Mac;
 use ipnetwork::IpNetwork;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// One element in the kernel's form. A prefix is two of them: its first address, and the first one behind it.
@@ -41,8 +41,8 @@ pub(super) fn encode<'a>(
     let [field] = set.key[..] else {
         return Err("an interval set has a key of one address".into());
     };
-    // In this order a prefix comes right before those inside it.
-    let mut covered: Option<IpNetwork> = None;
+    // In the order of prefixes without host bits each comes right before those inside it.
+    let mut prefixes = BTreeMap::new();
     for element in elements {
         let [Value::Address(network)] = element.key[..] else {
             return Err(format!("{:?} is no prefix", element.key));
@@ -50,13 +50,17 @@ pub(super) fn encode<'a>(
         if network.is_ipv4() != (field == Field::Ipv4Address) || field.bytes() < 4 {
             return Err(format!("{network} is of the wrong family"));
         }
-        let data = values(&set.data, &element.data)?;
-        if covered.is_some_and(|outer| contains(outer, network)) {
+        let prefix = IpNetwork::new(network.network(), network.prefix()).map_err(|error| error.to_string())?;
+        prefixes.entry(prefix).or_insert(values(&set.data, &element.data)?);
+    }
+    let mut covered: Option<IpNetwork> = None;
+    for (prefix, data) in prefixes {
+        if covered.is_some_and(|outer| contains(outer, prefix)) {
             continue;
         }
-        covered = Some(network);
-        encoded.insert(Encoded { key: octets(network.network()), start: true, data, comment: String::new() });
-        if let Some(key) = successor(octets(network.broadcast())) {
+        covered = Some(prefix);
+        encoded.insert(Encoded { key: octets(prefix.ip()), start: true, data, comment: String::new() });
+        if let Some(key) = successor(octets(prefix.broadcast())) {
             encoded.insert(Encoded { key, start: false, data: Vec::new(), comment: String::new() });
         }
     }
@@ -200,6 +204,9 @@ mod tests {
         let outer = intervals(&["10.0.0.0/8"]);
         assert_eq!(intervals(&["10.0.0.0/8", "10.0.0.0/16", "10.9.0.0/16", "10.255.255.255/32"]), outer);
         assert_eq!(intervals(&["10.9.0.0/16", "10.1.1.1/8"]), outer);
+        // By their host bits the inner ones come first.
+        assert_eq!(intervals(&["10.0.0.1/16", "10.0.0.5/8"]), outer);
+        assert_eq!(intervals(&["10.1.0.0/16", "10.9.9.9/8", "10.8.0.0/16"]), outer);
         assert_eq!(intervals(&["10.0.0.0/9", "10.128.0.0/9"]).len(), 4);
     }
 

@@ -46,6 +46,16 @@ fn prefixes_are_added_and_removed() {
 }
 
 #[test]
+fn prefixes_with_host_bits_are_what_they_contain() {
+    let networks = ["10.1.0.1/16", "10.9.9.9/8", "192.0.2.7/24"].map(network);
+    let table = one_set(Set::networks(Field::Ipv4Address, networks));
+    let (namespace, mut connection) = with(&table);
+    assert!(connection.is_intact(&table).unwrap());
+    let listing = nft(&namespace, &["list", "set", "ip", "pods-only", "pods"], "");
+    assert!(listing.contains("{ 10.0.0.0/8, 192.0.2.0/24 }"), "{listing}");
+}
+
+#[test]
 fn a_map_does_not_change_its_mind_silently() {
     let table = sample::host_ports();
     let (_namespace, mut connection) = with(&table);
