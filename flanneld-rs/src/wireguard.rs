@@ -7,8 +7,9 @@ pub use identity::Identity;
 
 use kernel::Overlay;
 use kernel::netlink::Netlink;
-use kernel::wireguard::{Found, Interface, PublicKey, SESSION_LIFE, WireGuard, moved, peers_of};
+use kernel::wireguard::{Found, Interface, PublicKey, SESSION_LIFE, WireGuard, announced, moved, peers_of};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Brings tunnels to the state that an overlay asks for. Devices are made, and given addresses and routes, elsewhere.
@@ -17,8 +18,8 @@ pub struct Tunnels {
     /// the UDP port of each device
     ports: BTreeMap<String, u16>,
     carrier: Carrier,
-    /// what was last set: tells an announcement that has changed from a peer that has moved
-    before: BTreeMap<String, Interface>,
+    /// what was announced when it was last set: tells an announcement that has changed from a peer that has moved
+    before: BTreeMap<String, BTreeMap<PublicKey, SocketAddr>>,
     /// after so long without a packet nothing is kept of a session in this process
     rest: Duration,
 }
@@ -57,7 +58,7 @@ impl Tunnels {
         for (name, port) in self.ports.iter().filter(|(name, _)| overlay.links.contains_key(*name)) {
             let Identity { private_key, public_key } = self.identity.clone();
             let wanted = Interface { private_key, public_key, port: *port, peers: peers_of(overlay, name) };
-            let moved = self.before.get(name).map_or_else(BTreeSet::new, |before| moved(&before.peers, &wanted.peers));
+            let moved = self.before.get(name).map_or_else(BTreeSet::new, |before| moved(before, &wanted.peers));
             let ensured = match &mut self.carrier {
                 Carrier::Kernel(kernel) => kernel.ensure(name, &wanted, &moved),
                 Carrier::Process(devices) => carry(netlink, devices, name, &wanted, &moved, self.rest),
@@ -67,7 +68,7 @@ impl Tunnels {
                     if changes > 0 {
                         tracing::info!("{changes} changes of the peers of {name}");
                     }
-                    self.before.insert(name.clone(), wanted);
+                    self.before.insert(name.clone(), announced(&wanted.peers));
                 }
                 Err(error) => failures.push(error.to_string()),
             }

@@ -104,40 +104,48 @@ pub struct PeerSettings {
 /// After so long without a handshake no session is left (REJECT_AFTER_TIME in the WireGuard paper).
 pub const SESSION_LIFE: Duration = Duration::from_secs(180);
 
-/// The steps from `found` to `wanted`: removals first, so that addresses are free when they get a new owner. A peer that
-/// was heard from elsewhere than announced is left there as long as a session with it lives; `moved` are peers whose
-/// announcement has changed since they were last set.
+/// The steps to `wanted` from peers that are `known`, of each of which `found` tells: removals first, so that addresses are free
+/// when they get a new owner. A peer that was heard from elsewhere than announced is left there as long as a session with it
+/// lives; `moved` are peers whose announcement has changed since they were last set.
 pub fn peer_changes(
-    found: &BTreeMap<PublicKey, Found>,
+    known: impl Iterator<Item = PublicKey>,
+    found: impl Fn(&PublicKey) -> Option<Found>,
     wanted: &BTreeMap<PublicKey, Peer>,
     moved: &BTreeSet<PublicKey>,
-) -> Vec<PeerChange> {
-    let mut changes: Vec<PeerChange> =
-        found.keys().filter(|key| !wanted.contains_key(key)).copied().map(PeerChange::Remove).collect();
-    for (key, peer) in wanted {
-        let present = found.get(key);
-        let lives = present.is_some_and(|found| found.handshake.is_some_and(|age| age < SESSION_LIFE));
-        let Peer { remote, allowed } = peer;
-        let elsewhere = present.is_none_or(|found| found.endpoint != Some(remote.endpoint));
-        let endpoint = (elsewhere && (!lives || moved.contains(key))).then_some(remote.endpoint);
-        let same = present.is_some_and(|found| {
-            (&found.preshared_key, found.keepalive, &found.allowed)
-                == (&remote.preshared_key, remote.keepalive, allowed)
-        });
-        if !same || endpoint.is_some() {
-            let Remote { preshared_key, keepalive, .. } = remote.clone();
-            let settings = PeerSettings { preshared_key, endpoint, keepalive, allowed: allowed.clone() };
-            changes.push(PeerChange::Set(*key, settings));
-        }
-    }
-    changes
+) -> impl Iterator<Item = PeerChange> {
+    let removals = known.filter(|key| !wanted.contains_key(key)).map(PeerChange::Remove);
+    let settings = move |(key, peer): (&PublicKey, &Peer)| {
+        Some(PeerChange::Set(*key, new_settings(found(key).as_ref(), peer, moved.contains(key))?))
+    };
+    removals.chain(wanted.iter().filter_map(settings))
 }
 
-/// The peers whose announced endpoint differs between two desired states.
-pub fn moved(before: &BTreeMap<PublicKey, Peer>, now: &BTreeMap<PublicKey, Peer>) -> BTreeSet<PublicKey> {
-    let changed = |(key, peer): &(&PublicKey, &Peer)| {
-        before.get(key).is_some_and(|before| before.remote.endpoint != peer.remote.endpoint)
-    };
+/// What is to be set of a peer. None: all is as it should be.
+fn new_settings(found: Option<&Found>, wanted: &Peer, moved: bool) -> Option<PeerSettings> {
+    let Peer { remote, allowed } = wanted;
+    let lives = found.is_some_and(|found| found.handshake.is_some_and(|age| age < SESSION_LIFE));
+    let elsewhere = found.is_none_or(|found| found.endpoint != Some(remote.endpoint));
+    let endpoint = (elsewhere && (!lives || moved)).then_some(remote.endpoint);
+    let same = found.is_some_and(|found| {
+        (&found.preshared_key, found.keepalive, &found.allowed) == (&remote.preshared_key, remote.keepalive, allowed)
+    });
+    let Remote { preshared_key, keepalive, .. } = remote;
+    (!same || endpoint.is_some()).then(|| PeerSettings {
+        preshared_key: preshared_key.clone(),
+        endpoint,
+        keepalive: *keepalive,
+        allowed: allowed.clone(),
+    })
+}
+
+/// Where peers say that they are.
+pub fn announced(peers: &BTreeMap<PublicKey, Peer>) -> BTreeMap<PublicKey, SocketAddr> {
+    peers.iter().map(|(key, peer)| (*key, peer.remote.endpoint)).collect()
+}
+
+/// The peers that announced to be elsewhere before.
+pub fn moved(before: &BTreeMap<PublicKey, SocketAddr>, now: &BTreeMap<PublicKey, Peer>) -> BTreeSet<PublicKey> {
+    let changed = |(key, peer): &(&PublicKey, &Peer)| before.get(key).is_some_and(|at| *at != peer.remote.endpoint);
     now.iter().filter(changed).map(|(key, _)| *key).collect()
 }
 
@@ -194,7 +202,8 @@ impl WireGuard {
         if found.public_key != Some(wanted.public_key) || found.port != wanted.port {
             messages.push(wire::set_device(self.family, name, &wanted.private_key, wanted.port));
         }
-        let changes = peer_changes(&found.peers, &wanted.peers, moved);
+        let told = |key: &PublicKey| found.peers.get(key).cloned();
+        let changes: Vec<_> = peer_changes(found.peers.keys().copied(), told, &wanted.peers, moved).collect();
         messages.extend(changes.chunks(PEERS_PER_MESSAGE).map(|some| wire::set_peers(self.family, name, some)));
         for message in messages {
             self.socket.request(message).map_err(|refusal| {
@@ -226,6 +235,14 @@ mod tests {
         PublicKey([number; 32])
     }
 
+    fn changes(
+        found: &BTreeMap<PublicKey, Found>,
+        wanted: &BTreeMap<PublicKey, Peer>,
+        moved: &BTreeSet<PublicKey>,
+    ) -> Vec<PeerChange> {
+        peer_changes(found.keys().copied(), |key| found.get(key).cloned(), wanted, moved).collect()
+    }
+
     fn peer(endpoint: &str, subnet: &str) -> Peer {
         let remote = Remote { preshared_key: None, endpoint: endpoint.parse().unwrap(), keepalive: 0 };
         Peer { remote, allowed: [subnet.parse().unwrap()].into() }
@@ -246,9 +263,9 @@ mod tests {
         let wanted = peer("192.0.2.1:51820", "10.5.1.0/24");
         let all = BTreeMap::from([(key(1), wanted.clone())]);
         let same = BTreeMap::from([(key(1), found(&wanted, "192.0.2.1:51820", None))]);
-        assert_eq!(peer_changes(&same, &all, &BTreeSet::new()), []);
+        assert_eq!(changes(&same, &all, &BTreeSet::new()), []);
         let roamed = BTreeMap::from([(key(1), found(&wanted, "198.51.100.7:999", Some(30)))]);
-        assert_eq!(peer_changes(&roamed, &all, &BTreeSet::new()), []);
+        assert_eq!(changes(&roamed, &all, &BTreeSet::new()), []);
     }
 
     #[test]
@@ -258,7 +275,7 @@ mod tests {
         let lost = BTreeMap::from([(key(1), found(&wanted, "198.51.100.7:999", Some(300)))]);
         let roamed = BTreeMap::from([(key(1), found(&wanted, "198.51.100.7:999", Some(30)))]);
         for (found, moved) in [(lost, BTreeSet::new()), (roamed, BTreeSet::from([key(1)]))] {
-            match peer_changes(&found, &all, &moved).as_slice() {
+            match changes(&found, &all, &moved).as_slice() {
                 [PeerChange::Set(_, settings)] => assert_eq!(settings.endpoint, Some(wanted.remote.endpoint)),
                 other => panic!("{other:?}"),
             }
@@ -269,7 +286,7 @@ mod tests {
     fn a_new_key_takes_the_place_of_the_old_one() {
         let wanted = peer("192.0.2.1:51820", "10.5.1.0/24");
         let before = BTreeMap::from([(key(1), found(&wanted, "192.0.2.1:51820", Some(1)))]);
-        let changes = peer_changes(&before, &BTreeMap::from([(key(2), wanted)]), &BTreeSet::new());
+        let changes = changes(&before, &BTreeMap::from([(key(2), wanted)]), &BTreeSet::new());
         assert!(matches!(changes.as_slice(), [PeerChange::Remove(old), PeerChange::Set(new, _)]
             if (*old, *new) == (key(1), key(2))));
     }
@@ -281,6 +298,6 @@ mod tests {
             (key(1), peer("192.0.2.2:1", "10.5.1.0/24")),
             (key(2), peer("192.0.2.3:1", "10.5.2.0/24")),
         ]);
-        assert_eq!(moved(&before, &now), BTreeSet::from([key(1)]));
+        assert_eq!(moved(&announced(&before), &now), BTreeSet::from([key(1)]));
     }
 }

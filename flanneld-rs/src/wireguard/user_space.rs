@@ -105,14 +105,16 @@ impl Device {
     /// Brings the peers to what `wanted` says, see [`kernel::wireguard::WireGuard::ensure`]. Returns the number of changes.
     pub(super) fn ensure(&self, wanted: &Interface, moved: &BTreeSet<PublicKey>) -> usize {
         let present = self.shared.peers();
-        let changes = peer_changes(&present.found(), &wanted.peers, moved);
-        if !changes.is_empty() {
-            let mut next = Peers::clone(&present);
-            let newcomers = next.change(&self.shared.identity, &changes);
-            *self.shared.peers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
-            lock(&self.shared.newcomers).extend(newcomers);
+        // One by one: thousands are not to be in memory twice.
+        let mut changes = peer_changes(present.keys(), |key| present.tell(key), &wanted.peers, moved).peekable();
+        if changes.peek().is_none() {
+            return 0;
         }
-        changes.len()
+        let mut next = Peers::clone(&present);
+        let (number, newcomers) = next.change(&self.shared.identity, changes);
+        *self.shared.peers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        lock(&self.shared.newcomers).extend(newcomers);
+        number
     }
 
     /// The peers as they are.

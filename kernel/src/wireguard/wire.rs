@@ -232,7 +232,8 @@ mod tests {
         };
         assert_eq!(device.peers, BTreeMap::from([(key, found)]));
         let wanted = Peer { remote: Remote { preshared_key, endpoint: endpoint.unwrap(), keepalive }, allowed };
-        assert_eq!(peer_changes(&device.peers, &BTreeMap::from([(key, wanted)]), &BTreeSet::new()), []);
+        let (wanted, told) = (BTreeMap::from([(key, wanted)]), |key: &PublicKey| device.peers.get(key).cloned());
+        assert_eq!(peer_changes(device.peers.keys().copied(), told, &wanted, &BTreeSet::new()).count(), 0);
         let more = PeerSettings { allowed: ["10.5.3.0/24".parse().unwrap()].into(), ..settings() };
         decode_device(&set_peers(0x1d, "wg", &[PeerChange::Set(key, more)]).payload, Duration::ZERO, &mut device);
         assert_eq!(device.peers[&key].allowed.len(), 3);

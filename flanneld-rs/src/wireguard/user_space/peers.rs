@@ -108,25 +108,39 @@ impl Peers {
         self.by_key.iter().map(|(key, peer)| (*key, peer.found())).collect()
     }
 
-    /// Carries out changes, and returns the peers whose sessions must be kept alive, and have none.
-    pub(super) fn change(&mut self, identity: &Identity, changes: &[PeerChange]) -> Vec<Arc<Peer>> {
-        let mut newcomers = Vec::new();
+    pub(super) fn keys(&self) -> impl Iterator<Item = PublicKey> {
+        self.by_key.keys().copied()
+    }
+
+    /// How a peer is.
+    pub(super) fn tell(&self, key: &PublicKey) -> Option<Found> {
+        Some(self.by_key.get(key)?.found())
+    }
+
+    /// Carries out changes, and returns their number, and the peers whose sessions must be kept alive, and have none.
+    pub(super) fn change(
+        &mut self,
+        identity: &Identity,
+        changes: impl Iterator<Item = PeerChange>,
+    ) -> (usize, Vec<Arc<Peer>>) {
+        let (mut number, mut newcomers) = (0, Vec::new());
         for change in changes {
+            number += 1;
             match change {
-                PeerChange::Remove(key) => drop(self.remove(key)),
+                PeerChange::Remove(key) => drop(self.remove(&key)),
                 PeerChange::Set(key, settings) => {
-                    let peer = Arc::new(match self.remove(key) {
+                    let peer = Arc::new(match self.remove(&key) {
                         // What is known of it holds, whatever it is sent from now on.
                         Some(before) => Peer {
                             index: before.index,
-                            key: *key,
+                            key,
                             allowed: settings.allowed.iter().copied().collect(),
                             session: Arc::clone(&before.session),
                         },
-                        None => self.make(identity, *key, settings),
+                        None => self.make(identity, key, &settings),
                     });
                     let mut session = peer.session();
-                    session.set(settings);
+                    session.set(&settings);
                     if session.keepalive() > 0 && session.sleeps() {
                         newcomers.push(Arc::clone(&peer));
                     }
@@ -135,7 +149,7 @@ impl Peers {
                 }
             }
         }
-        newcomers
+        (number, newcomers)
     }
 
     fn make(&self, identity: &Identity, key: PublicKey, settings: &PeerSettings) -> Peer {
