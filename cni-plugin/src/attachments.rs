@@ -15,7 +15,7 @@ mod held;
 
 pub use held::Held;
 
-use crate::boot_state::{self, failed, make_directory, names, remove, remove_if_empty};
+use crate::boot_state::{self, failed, make_directory, names, read, remove, remove_if_empty};
 use crate::{attachment, firewall, guard, masquerade, shared_table};
 use cni_spec::{Arguments, AttachmentId, CniError, NetworkConfig, Sandbox};
 use ipnetwork::IpNetwork;
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -33,7 +33,7 @@ use std::time::SystemTime;
 pub const DEFAULT_DIRECTORY: &str = "/var/lib/cni/cni-plugin/attachments";
 
 /// Largest record that is read, in bytes.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: usize = 1 << 20;
 /// How often a directory is made that others remove at the same time.
 const ATTEMPTS: usize = 8;
 /// Longest network name that is a directory's, in bytes (NAME_MAX is 255).
@@ -171,7 +171,7 @@ impl Attachments {
         match fs::rename(&path, &gone) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("renaming", &path)(error)),
             // What cannot be read was written by nobody that we know: it is searched for without it.
-            _ => Ok(read(&gone).ok().flatten()),
+            _ => Ok(read(&gone, LONGEST).ok().flatten()),
         }
     }
 
@@ -212,7 +212,7 @@ impl Attachments {
             let directory = place.join(network);
             for name in names(&directory)?.iter().filter(|name| !name.ends_with(NEW) && !name.ends_with(GONE)) {
                 let path = directory.join(name);
-                found.extend(read(&path).ok().flatten().map(|record| (path, record)));
+                found.extend(read(&path, LONGEST).ok().flatten().map(|record| (path, record)));
             }
         }
         Ok(found)
@@ -266,13 +266,4 @@ fn remove_directories(network: &Path) -> Result<(), CniError> {
         remove_if_empty(place)?;
     }
     Ok(())
-}
-
-fn read(path: &Path) -> Result<Option<Attached>, CniError> {
-    let mut text = Vec::new();
-    match fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text)) {
-        Ok(_) => serde_json::from_slice(&text).map(Some).map_err(|error| failed("reading", path)(error.into())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("reading", path)(error)),
-    }
 }

@@ -2,10 +2,12 @@
 //! synced to the platter.
 
 use cni_spec::{CniError, Code};
+use ipam::regular_file::read_bounded;
 use kernel::netns::{self, Netns};
 use kernel::sysctl;
 use nix::errno::Errno;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -87,6 +89,15 @@ pub(crate) fn write(path: &Path, draft: &Path, content: &impl Serialize) -> Resu
         fs::remove_file(draft).ok();
         failed("writing", path)(error)
     })
+}
+
+/// What such a file holds, if it is there; one of more than `most` bytes is none of ours.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, most: usize) -> Result<Option<T>, CniError> {
+    let read = || -> io::Result<Option<T>> {
+        let found = read_bounded(path, most)?;
+        found.map(|(text, _)| serde_json::from_slice(&text).map_err(io::Error::from)).transpose()
+    };
+    read().map_err(failed("reading", path))
 }
 
 /// True if there was something to remove.

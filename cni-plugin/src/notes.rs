@@ -2,17 +2,15 @@
 //! scratch files and tuning's backups. Each is whole or not there, unless the power fails, which ends the pod as well.
 
 use crate::attachment;
-use crate::boot_state::{make_directory, names, remove, write};
+use crate::boot_state::{make_directory, names, read, remove, write};
 use cni_spec::{AttachmentId, CniError, NetworkConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Largest file that is read, in bytes.
-const LARGEST: u64 = 1 << 20;
+const LARGEST: usize = 1 << 20;
 
 /// The notes of one network.
 pub(crate) struct Notes<'a> {
@@ -41,7 +39,7 @@ impl<'a> Notes<'a> {
 
     /// The note called `name`; none if it is missing or damaged.
     pub(crate) fn load<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        read(&self.directory.join(name))
+        read(&self.directory.join(name), LARGEST).ok().flatten()
     }
 
     /// Removes what a killed ADD of `id` left in the making, and the note called `name` unless `ours` says that it is somebody
@@ -79,8 +77,8 @@ impl<'a> Notes<'a> {
         let mut outcome = Ok(());
         for name in names(&self.directory)? {
             let path = self.directory.join(&name);
-            let leaves = |path: &Path| name.starts_with(&prefix) || read(path).is_some_and(|note| ours(&note));
-            if !kept.contains(&path) && leaves(&path) {
+            let leaves = || name.starts_with(&prefix) || self.load(&name).is_some_and(|note| ours(&note));
+            if !kept.contains(&path) && leaves() {
                 outcome = outcome.and(remove(&path).map(drop));
             }
         }
@@ -96,12 +94,4 @@ impl<'a> Notes<'a> {
 fn draft_prefix(network: &str) -> String {
     let digest: String = Sha256::digest(network).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!(".{digest}.")
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    // Only files that say so themselves; a pipe would keep us waiting.
-    path.symlink_metadata().ok().filter(fs::Metadata::is_file)?;
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(LARGEST).read_to_end(&mut bytes)).ok()?;
-    serde_json::from_slice(&bytes).ok()
 }

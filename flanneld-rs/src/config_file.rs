@@ -1,10 +1,10 @@
 //! The network configuration as a file: read whole, and followed through whatever links lead to it.
 
 use crate::network_config::MAX_BYTES;
-use crate::regular_file::read_bounded;
 use crate::store::StoreError;
 use futures::StreamExt;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask};
+use ipam::regular_file::read_bounded;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::fmt;

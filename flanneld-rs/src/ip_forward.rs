@@ -9,7 +9,8 @@
 //! ([`kernel::advertisements`]). Devices on which it hears them go on doing so, as long as forwarding is on by us.
 
 use crate::family::Family;
-use crate::regular_file::{left_of, read_bounded, replace};
+use crate::own_file::{left_of, replace};
+use ipam::regular_file::read_bounded;
 use kernel::netlink::{Link, LinkKind, Netlink};
 use kernel::netns::Netns;
 use kernel::{advertisements, sysctl};

@@ -13,6 +13,7 @@ pub mod host_local;
 pub mod ledger;
 pub mod pool;
 pub mod range;
+pub mod regular_file;
 pub mod subnet_env;
 pub mod subnet_pool;
 

@@ -2,12 +2,13 @@
 //! them.
 
 use crate::address::without_host_bits;
+use crate::regular_file::read_bounded;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub const DEFAULT_PATH: &str = "/run/flannel/subnet.env";
 
 /// Largest file that is read, in bytes.
-const LARGEST: u64 = 64 << 10;
+const LARGEST: usize = 64 << 10;
 
 /// Most networks of one family (a list of cluster CIDRs).
 const MOST_NETWORKS: usize = 64;
@@ -141,19 +142,13 @@ impl SubnetEnv {
     /// # Errors
     /// `Missing`; `Io`; `Invalid`, which also covers a file larger than 64 KiB.
     pub fn read(path: &Path) -> Result<Self, SubnetEnvError> {
-        let mut content = Vec::new();
-        // Without O_NONBLOCK a fifo in the way would hold us up for ever.
-        let mut open = OpenOptions::new();
-        open.read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
-        match open.open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut content)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(SubnetEnvError::Missing(path.to_owned())),
-            Err(error) => return Err(io_error("reading subnet file", path, &error)),
-        }
         let about = |text: String| SubnetEnvError::Invalid(format!("subnet file {}: {text}", path.display()));
-        if content.len() as u64 > LARGEST {
-            return Err(about(format!("larger than {LARGEST} bytes")));
-        }
+        let content = match read_bounded(path, LARGEST) {
+            Ok(Some((content, _))) => content,
+            Ok(None) => return Err(SubnetEnvError::Missing(path.to_owned())),
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => return Err(about(error.to_string())),
+            Err(error) => return Err(io_error("reading subnet file", path, &error)),
+        };
         let text = str::from_utf8(&content).map_err(|_| about("not text".into()))?;
         SubnetEnv::parse(text).map_err(|error| match error {
             SubnetEnvError::Invalid(text) => about(text),
@@ -324,6 +319,6 @@ mod tests {
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no draft stays behind");
         assert!(env.write(&path.join("below")).unwrap_err().to_string().contains("EEXIST"));
         fs::write(&path, vec![b'#'; 65 << 10]).unwrap();
-        assert!(SubnetEnv::read(&path).unwrap_err().to_string().contains("larger"));
+        assert!(SubnetEnv::read(&path).unwrap_err().to_string().contains("more than"));
     }
 }

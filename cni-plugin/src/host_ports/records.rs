@@ -16,14 +16,14 @@
 
 use super::mapping::Forward;
 use crate::attachment;
-use crate::boot_state::{self, failed, make_directory, names, remove, remove_if_empty};
+use crate::boot_state::{self, failed, make_directory, names, read, remove, remove_if_empty};
 use cni_spec::{AttachmentId, CniError};
 use ipam::ledger::lock::Lock;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 /// How long an operation waits for the lock.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest record that is read, in bytes: what the largest configuration can ask for, with room.
-const LONGEST: u64 = 32 << 20;
+const LONGEST: usize = 32 << 20;
 /// Beginning of the name of a record in the making, which no hash has.
 const TEMPORARY: &str = "new-";
 
@@ -107,17 +107,7 @@ impl Records {
 
     /// The record of this key.
     pub(super) fn get(&self, key: &str) -> Result<Option<Record>, CniError> {
-        let path = self.directory.join("records").join(key);
-        let read = || -> io::Result<Record> {
-            let mut text = Vec::new();
-            fs::File::open(&path)?.take(LONGEST).read_to_end(&mut text)?;
-            Ok(serde_json::from_slice(&text)?)
-        };
-        match read() {
-            Ok(record) => Ok(Some(record)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("reading", &path)(error)),
-        }
+        read(&self.directory.join("records").join(key), LONGEST)
     }
 
     /// All records that can be read, and the first failure: one that is damaged must not keep the others from being used.

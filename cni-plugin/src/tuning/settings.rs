@@ -1,17 +1,19 @@
 //! What is to be set, from all the places where it may be asked for.
 
 use cni_spec::{Arguments, CniError, Code, Field, NetworkConfig};
+use ipam::regular_file::read_bounded;
 use kernel::netlink::{Link, LinkChange};
 use kernel::netns::Netns;
 use kernel::{Mac, sysctl};
 use regex_lite::Regex;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 /// Where an operator lists the sysctls that pods may set, one regular expression on each line.
 const ALLOWLIST: &str = "/etc/cni/tuning/allowlist.conf";
+
+/// Longest such list, in bytes.
+const LONGEST: usize = 1 << 20;
 
 /// Smallest MTU of IPv4 (RFC 791), largest that the kernel takes.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
@@ -172,11 +174,10 @@ struct Allowlist(Option<Vec<Regex>>);
 impl Allowlist {
     fn read(path: &Path) -> Result<Self, CniError> {
         let failed = |text: String| CniError::new(Code::Io, format!("{}: {text}", path.display()));
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Allowlist(None)),
-            Err(error) => return Err(failed(error.to_string())),
+        let Some((text, _)) = read_bounded(path, LONGEST).map_err(|error| failed(error.to_string()))? else {
+            return Ok(Allowlist(None));
         };
+        let text = String::from_utf8(text).map_err(|error| failed(error.to_string()))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let patterns = lines.map(|line| Regex::new(line).map_err(|error| failed(format!("{line:?}: {error}"))));
         Ok(Allowlist(Some(patterns.collect::<Result<_, _>>()?)))
@@ -245,13 +246,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("allowlist.conf");
         assert!(Allowlist::read(&path).unwrap().check("net.anything").is_ok());
-        fs::write(&path, "^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\n\n").unwrap();
+        std::fs::write(&path, "^net\\.ipv4\\.conf\\.IFNAME\\.[a-z_]*$\n\n").unwrap();
         let list = Allowlist::read(&path).unwrap();
         assert!(list.check("net.ipv4.conf.IFNAME.arp_filter").is_ok());
         assert!(list.check("net.core.somaxconn").unwrap_err().contains("is not allowed"));
-        fs::write(&path, "").unwrap();
+        std::fs::write(&path, "").unwrap();
         assert!(Allowlist::read(&path).unwrap().check("net.core.somaxconn").is_err());
-        fs::write(&path, "(").unwrap();
+        std::fs::write(&path, "(").unwrap();
         assert!(Allowlist::read(&path).is_err());
     }
 }

@@ -1,23 +1,25 @@
 //! Name resolution from a file in the format of resolv.conf(5).
 
 use crate::error::IpamError;
+use crate::regular_file::read_bounded;
 use cni_spec::{CniError, Code, Dns};
-use std::fs::File;
-use std::io::Read;
+use nix::errno::Errno;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Largest file that is read, in bytes.
-const LARGEST: u64 = 64 << 10;
+const LARGEST: usize = 64 << 10;
 
 pub(super) fn read(path: &Path) -> Result<Dns, CniError> {
     let failed = |source| IpamError::Disk { action: "reading resolvConf", path: path.to_owned(), source };
-    let mut text = Vec::new();
-    File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text)).map_err(failed)?;
-    if text.len() as u64 > LARGEST {
-        let text = format!("resolvConf {} is larger than {LARGEST} bytes", path.display());
-        return Err(CniError::new(Code::InvalidConfig, text));
+    match read_bounded(path, LARGEST) {
+        Ok(Some((text, _))) => Ok(parse(&String::from_utf8_lossy(&text))),
+        Ok(None) => Err(failed(Errno::ENOENT.into()).into()),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+            Err(CniError::new(Code::InvalidConfig, format!("resolvConf {}: {error}", path.display())))
+        }
+        Err(error) => Err(failed(error).into()),
     }
-    Ok(parse(&String::from_utf8_lossy(&text)))
 }
 
 /// Lines that mean nothing to us are skipped, as the resolver does.

@@ -1,7 +1,7 @@
 //! Who this node is to an etcd with users. The password may be in a file, which is replaced while the daemon runs.
 
-use crate::regular_file::read_bounded;
 use crate::store::StoreError;
+use ipam::regular_file::read_bounded;
 use nix::errno::Errno;
 use std::path::PathBuf;
 

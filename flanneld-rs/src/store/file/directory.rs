@@ -3,8 +3,8 @@
 use super::record::{Entry, Record};
 use crate::config_file::ConfigFile;
 use crate::lease::{MAX_VALUE_BYTES, Malformed};
-use crate::regular_file::read_bounded;
 use crate::store::StoreError;
+use ipam::regular_file::read_bounded;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::collections::{BTreeMap, BTreeSet};

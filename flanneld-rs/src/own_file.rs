@@ -1,33 +1,9 @@
-//! Files as wholes. Of those that others have written, regular ones only are read, and never more of one than it may have; our
-//! own are replaced in one step, by way of a draft beside them.
+//! Files of our own: replaced in one step, by way of a draft beside them.
 
-use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, BufWriter, ErrorKind, IntoInnerError, Read};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, BufWriter, IntoInnerError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-
-/// A regular file's bytes and metadata, from before they were read. None: it does not exist.
-///
-/// # Errors
-/// `FileTooLarge` if it has more than `most` bytes.
-pub(crate) fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, Metadata)>> {
-    // Opening a FIFO that somebody put there must not wait for its writer.
-    let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
-    let file = match opened {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > most {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {most} bytes")));
-    }
-    Ok(Some((bytes, metadata)))
-}
 
 /// Replaces a file by what `write` writes: whole or not at all, also over a power failure, and at no moment readable for others
 /// than `mode` says. Directories that are missing are made, and may be entered by those who may read the file.
@@ -104,8 +80,5 @@ mod tests {
             replace(&path, mode_of_file, |_| Ok(())).unwrap();
             assert_eq!((mode(&path), mode(path.parent().unwrap())), (mode_of_file, mode_of_directory));
         }
-        fs::write(directory.path().join("long"), "12345").unwrap();
-        let error = read_bounded(&directory.path().join("long"), 4).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::FileTooLarge);
     }
 }
