@@ -6,6 +6,7 @@
 
 use crate::Result;
 use kernel::netns::Netns;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
@@ -19,6 +20,9 @@ pub const SINK: u8 = b'S';
 /// Size of one read or write of the throughput measurement, in bytes.
 const CHUNK: usize = 256 << 10;
 
+/// What a socket holds of what nobody has read so far, in bytes.
+const QUEUE: usize = 8 << 20;
+
 /// What a client learned from one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -31,6 +35,7 @@ pub struct Answer {
 /// Serves both protocols on [`PORT`] of every address of the calling thread's namespace, for ever.
 pub fn serve() -> Result<()> {
     let udp = UdpSocket::bind(any()).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
+    queue(&udp)?;
     let tcp = TcpListener::bind(any()).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
     std::thread::spawn(move || {
         for stream in tcp.incoming().flatten() {
@@ -39,6 +44,11 @@ pub fn serve() -> Result<()> {
     });
     std::thread::spawn(move || serve_datagrams(&udp));
     Ok(())
+}
+
+/// Lets a socket hold what comes while the machine has no time for its reader: a loss is one of the path.
+pub(crate) fn queue(socket: &UdpSocket) -> Result<()> {
+    Ok(setsockopt(socket, sockopt::RcvBufForce, &QUEUE)?)
 }
 
 /// `[::]` also serves IPv4, unless the kernel has no IPv6.
