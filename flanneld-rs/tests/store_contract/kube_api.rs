@@ -3,6 +3,7 @@
 
 use crate::api_server::{ADMIN, ApiServer};
 use crate::kube_server::KubeServer;
+use crate::place::PATIENCE;
 use flanneld_rs::family::Family;
 use flanneld_rs::store::{KubeOptions, KubeStore, SILENCE, Store};
 use kube::Client;
@@ -14,7 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Each test on the double and, where there is one, on a real API server, by the caller's `run_on`.
 macro_rules! on_both {
@@ -190,9 +191,16 @@ impl KubeApi {
         self.double_of().stop();
     }
 
-    /// It is back, at the same address.
+    /// It is back, at the same address, as soon as that is free.
     pub(crate) fn resume(&self) {
-        self.double_of().serve(TcpListener::bind(self.address).unwrap()).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let listener = loop {
+            match TcpListener::bind(self.address) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                bound => break bound.unwrap(),
+            }
+        };
+        self.double_of().serve(listener).unwrap();
     }
 }
 

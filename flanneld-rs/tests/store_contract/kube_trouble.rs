@@ -58,6 +58,24 @@ fn an_outage_keeps_the_list_and_is_followed_by_a_resumption() {
 }
 
 #[test]
+fn contact_is_told_of_when_what_happened_meanwhile_is_known() {
+    with_two_nodes(async |place| {
+        let api = place.kube();
+        let watch = api.open("node-1").watch();
+        let mut seen = watch.receiver();
+        until(&mut seen, |snapshot| leases(snapshot).len() == 2).await;
+        api.stop();
+        until(&mut seen, is_down).await;
+        api.double_of().delete_node(&api.name("node-2"));
+        api.double_of().compact();
+        api.double_of().faults(|faults| faults.no_streams = true);
+        api.resume();
+        let live = until(&mut seen, is_live).await;
+        assert_eq!(leases(&live).len(), 1);
+    });
+}
+
+#[test]
 fn a_server_that_hangs_is_noticed_by_its_silence() {
     with_two_nodes(async |place| {
         let api = place.kube();

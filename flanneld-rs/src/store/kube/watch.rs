@@ -19,6 +19,8 @@ use tokio::time::{Instant, timeout};
 
 /// Time before the first and between later attempts to reach the API server again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How soon a server tells that it cannot go on from where it was asked to.
+const PROMPT: Duration = Duration::from_millis(200);
 /// A watch that has lasted so long was a good one, though nothing was heard on it.
 const GOOD: Duration = Duration::from_secs(5);
 /// How long a watch is asked for, in seconds: drawn anew each time, lest those of all nodes end in step.
@@ -87,19 +89,22 @@ pub(super) async fn follow(store: KubeStore, publisher: Publisher) {
         behind: 0,
         good: false,
     };
-    let mut retry = RETRY.0;
+    let (mut retry, mut gap) = (RETRY.0, false);
     loop {
         let end = follower.round().await;
         // Not for the head of an answer, nor for a list: who gets no further would come for it again and again.
         if std::mem::take(&mut follower.good) {
-            retry = RETRY.0;
+            (retry, gap) = (RETRY.0, false);
         }
         let mut wait = Duration::ZERO;
         match end {
             End::Over => tracing::trace!("the watch is over"),
             End::Gap(why) => {
                 tracing::debug!("{why}: listing the nodes again");
-                follower.roster = None;
+                // The server is there, and what happened meanwhile is not known: only who comes for lists again and again waits.
+                if follower.roster.take().is_some() && !std::mem::replace(&mut gap, true) {
+                    retry = RETRY.0;
+                }
             }
             End::Doubt(why) => {
                 tracing::debug!("{why}: listing the nodes anew");
@@ -169,25 +174,26 @@ impl Follower {
             Ok(own) => own.to_owned(),
             Err(error) => return Err(End::Lost(error.to_string(), Duration::ZERO)),
         };
-        let options = &self.store.connection.options;
-        let fresh = Roster::new(self.store.names.clone(), &options.families, &own);
-        let opened = match &self.roster {
-            Some(_) => self.watch().await?,
-            None if self.refused != Some(self.store.connection.turn()) => match self.stream(fresh).await? {
-                Some(opened) => opened,
-                None => {
-                    tracing::debug!("the server does not stream lists: asking for a whole one");
-                    self.refused = Some(self.store.connection.turn());
-                    return Err(End::Over);
-                }
-            },
-            None => {
-                self.list(fresh).await?;
-                self.watch().await?
+        let store = self.store.clone();
+        let fresh = || Roster::new(store.names.clone(), &store.connection.options.families, &own);
+        if self.roster.is_none() && self.refused != Some(self.store.connection.turn()) {
+            if let Some(opened) = self.stream(fresh()).await? {
+                self.publish();
+                return Ok(opened);
             }
-        };
+            tracing::debug!("the server does not stream lists: asking for a whole one");
+            self.refused = Some(self.store.connection.turn());
+        }
+        if self.roster.is_none() {
+            self.list(fresh()).await?;
+        }
+        let (mut answer, turn) = self.watch().await?;
+        // Whether the server still knows what came next it tells in its first line, and until then nothing is known anew.
+        if let Ok(line) = timeout(PROMPT, answer.line()).await {
+            self.event(&line?.ok_or(End::Over)?)?;
+        }
         self.publish();
-        Ok(opened)
+        Ok((answer, turn))
     }
 
     fn publish(&self) {
