@@ -166,25 +166,33 @@ fn a_node_that_is_re_created_is_followed() {
     let work = work();
     let mut cluster = cluster(&work, 2);
     all_reach_all(&cluster);
-    let api = cluster.api().unwrap();
     let pid = cluster.nodes[1].daemon_pid();
+    let first = cluster.nodes[0].host.network.try_clone().unwrap();
     let route = |subnet: &str| {
-        let routes = oracle::ip_list(&cluster.nodes[0].host.network, "route show").unwrap();
+        let routes = oracle::ip_list(&first, "route show").unwrap();
         routes.iter().any(|route| route["dst"] == subnet)
     };
     let until = |subnet: &str, there: bool| {
         let look = || if route(subnet) == there { Ok(()) } else { Err(format!("{subnet}: not {there} yet").into()) };
         eventually(LIMIT, look).unwrap();
     };
-    // Deleted by mistake: what it says of itself comes back with it.
-    api.delete_node("node2");
+    // Deleted by mistake: what it says of itself comes back with it. Meanwhile its subnet may be given to another node.
+    cluster.api().unwrap().delete_node("node2");
     until("10.42.2.0/24", false);
-    api.put_node("node2", &["10.42.2.0/24", "fd42:0:0:2::/64"]);
+    let withheld = || match cluster.nodes[1].subnet_file() {
+        Err(_) => Ok(()),
+        Ok(file) => Err(format!("pods still get addresses of {file:?}").into()),
+    };
+    eventually(LIMIT, withheld).unwrap();
+    let node = &mut cluster.nodes[1];
+    let refusal = node.add_pod("too-late").unwrap_err().to_string();
+    assert!(refusal.contains("subnet.env"), "{refusal}");
+    cluster.api().unwrap().put_node("node2", &["10.42.2.0/24", "fd42:0:0:2::/64"]);
     until("10.42.2.0/24", true);
     reach(&cluster.nodes[0].pods[0], &cluster.nodes[1].pods[0]);
     // Re-created with another subnet.
-    api.delete_node("node2");
-    api.put_node("node2", &["10.42.77.0/24", "fd42:0:0:77::/64"]);
+    cluster.api().unwrap().delete_node("node2");
+    cluster.api().unwrap().put_node("node2", &["10.42.77.0/24", "fd42:0:0:77::/64"]);
     until("10.42.77.0/24", true);
     until("10.42.2.0/24", false);
     let node = &mut cluster.nodes[1];
@@ -193,6 +201,8 @@ fn a_node_that_is_re_created_is_followed() {
         other => Err(format!("{other:?}").into()),
     };
     eventually(LIMIT, moved).unwrap();
+    let pod = node.add_pod("in-time").unwrap();
+    assert!(pod.address.to_string().starts_with("10.42.77."), "{}", pod.address);
     assert_eq!(node.daemon_pid(), pid, "the daemon goes on");
     let (_, notes) = node.health("/readyz").unwrap();
     assert!(notes.contains("10.42.2.0-24") && notes.contains("must be replaced"), "{notes}");

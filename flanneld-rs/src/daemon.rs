@@ -171,7 +171,11 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
     let mut told_service_manager = false;
     let mut pace = Pace::new(Instant::now());
     loop {
-        let lease: Option<Lease> = own.borrow_and_update().as_ref().map(|own| own.lease.clone());
+        let held = own.borrow_and_update().clone();
+        if reconciler.withholds(held.as_ref().is_some_and(|held| held.lost)) {
+            pace.wake(Wake::EVERYTHING);
+        }
+        let lease = held.map(|held| held.lease);
         let snapshot = snapshots.borrow_and_update().clone();
         let grounds = Grounds { own: lease.as_ref(), has_pools: store.has_pools(), leases: snapshot.leases.as_ref() };
         if let Some(config) = reload.take(grounds) {

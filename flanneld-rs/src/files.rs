@@ -6,7 +6,7 @@ use ipam::regular_file::read_bounded;
 use ipam::subnet_env::SubnetEnv;
 use serde_json::Value;
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the conflist, the same as flannel's, so that the two never stand side by side.
@@ -46,6 +46,19 @@ impl Files {
         }
         env.write(&self.subnet_file).map_err(|error| error.to_string())?;
         tracing::info!("wrote {}", self.subnet_file.display());
+        Ok(())
+    }
+
+    /// Removes the subnet file: the plugins tell the runtime to come again later.
+    ///
+    /// # Errors
+    /// The path and why it cannot be removed.
+    pub fn remove_subnet(&self) -> Result<(), String> {
+        match fs::remove_file(&self.subnet_file) {
+            Ok(()) => tracing::warn!("removed {}", self.subnet_file.display()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("removing {}: {error}", self.subnet_file.display())),
+        }
         Ok(())
     }
 

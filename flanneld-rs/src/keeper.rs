@@ -101,10 +101,15 @@ impl Keeper {
                         let lease = Lease { subnets: held.lease.subnets, announcement };
                         self.health.note(REMEMBERED, format!("{} until the store confirms it: {why}", lease.key()));
                         self.health.set(Condition::Lease, Ok(()));
-                        leases.send_replace(Some(Held { lease, expires: held.expires }));
+                        leases.send_replace(Some(Held::new(lease, held.expires)));
                     }
                 }
-                Err(error) => self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}"))),
+                Err(error) => {
+                    self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}")));
+                    leases.send_if_modified(|held| {
+                        held.as_mut().is_some_and(|held| !std::mem::replace(&mut held.lost, true))
+                    });
+                }
             }
             // What the store shows may be what is waited for: a subnet that it has given to this node, or the store itself.
             sleep(pause / 8).await;

@@ -183,7 +183,7 @@ pub async fn record(
                 let listed = leases.get(&own.lease.subnets);
                 listed.is_some_and(|listed| listed.announcement.is_same_node(&own.lease.announcement))
             };
-            let known = own.clone().zip(leases).filter(is_ours);
+            let known = own.clone().filter(|own| !own.lost).zip(leases).filter(is_ours);
             known.map(|(own, leases)| LastKnown { boot, config, own, public, leases })
         };
         let standing = written.as_ref().filter(|(last, _)| known.as_ref() == Some(last));
@@ -256,7 +256,7 @@ fn parse(text: &[u8]) -> Result<(String, LastKnown), String> {
                 .ok_or_else(|| format!("expires_ms: {ms} is out of bounds"))?,
         ),
     };
-    let own = Held { lease: lease(&document.own.key, &document.own.value)?, expires };
+    let own = Held::new(lease(&document.own.key, &document.own.value)?, expires);
     let leases = document.leases.iter().map(|(key, value)| lease(key, value));
     let leases = Arc::new(leases.collect::<Result<LeaseTable, _>>()?);
     let public = document.public.iter().map(|address| (Family::of(*address), *address)).collect();
@@ -283,7 +283,7 @@ mod tests {
 
     fn last(expires: Option<SystemTime>, boot: &str) -> LastKnown {
         let leases = Arc::new([lease(1), lease(2)].into_iter().collect());
-        let own = Held { lease: lease(1), expires };
+        let own = Held::new(lease(1), expires);
         let config = Some(r#"{"Network":"10.5.0.0/16"}"#.into());
         let public = PerFamily { v4: "203.0.113.9".parse().ok(), v6: None };
         LastKnown { boot: boot.into(), config, own, public, leases }

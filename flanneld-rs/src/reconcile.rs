@@ -69,6 +69,8 @@ pub struct Reconciler {
     /// of what stands: see [`Expected::devices`]
     devices: BTreeMap<u32, String>,
     took_over: bool,
+    /// the subnet is not given to pods
+    withheld: bool,
     lookout: Lookout,
     worker: Worker,
 }
@@ -107,9 +109,15 @@ impl Reconciler {
             uplink: None,
             reasons: PerFamily::default(),
             took_over: false,
+            withheld: false,
             lookout: Lookout::default(),
             worker: Worker::default(),
         })
+    }
+
+    /// From the next pass on pods get addresses of the lease, or, if it is withheld, none. Returns whether that is new.
+    pub fn withholds(&mut self, withheld: bool) -> bool {
+        std::mem::replace(&mut self.withheld, withheld) != withheld
     }
 
     /// Goes over to another configuration, one that this one [can change to](NetworkConfig::change_to); the next pass brings
@@ -369,6 +377,10 @@ impl Reconciler {
             mtu: self.backend.mtu(uplink, &self.families()),
             ip_masq: self.policy.masquerade.is_on_at_all(),
         };
+        if self.withheld {
+            self.files.remove_subnet()?;
+            return Err("no pod is started until the store gives this node a subnet again".into());
+        }
         self.files.write_subnet(&env)?;
         if ready { self.files.install_conflist() } else { Err("the conflist waits for the node to be ready".into()) }
     }

@@ -65,11 +65,21 @@ pub struct Held {
     pub lease: Lease,
     /// when it ends without renewal; none: a reservation, which never ends
     pub expires: Option<SystemTime>,
+    /// the store has taken it back and gives nothing in its place so far: what stands stays for the pods that have addresses
+    /// of it, but no other pod may get one, which would soon be somebody else's
+    pub lost: bool,
+}
+
+impl Held {
+    /// One that is in force.
+    pub fn new(lease: Lease, expires: Option<SystemTime>) -> Self {
+        Held { lease, expires, lost: false }
+    }
 }
 
 impl From<&OwnLease> for Held {
     fn from(own: &OwnLease) -> Self {
-        Held { lease: own.lease.clone(), expires: own.expires }
+        Held::new(own.lease.clone(), own.expires)
     }
 }
 

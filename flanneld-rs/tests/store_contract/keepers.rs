@@ -143,7 +143,7 @@ fn a_node_without_permission_serves_its_pods_if_it_has_any() {
         let mut first = node(1).remembers("10.5.9.0/24");
         first.announcement.backend_type = "host-gw".into();
         let lease = Lease { subnets: first.previous, announcement: first.announcement.clone() };
-        let remembered = Some(Held { lease: lease.clone(), expires: None });
+        let remembered = Some(Held::new(lease.clone(), None));
         let mut first = Running::start(&first, open(), config(), remembered);
         assert_eq!(first.until(|_| true).await, lease);
         first.until_health(Result::is_ok).await;
