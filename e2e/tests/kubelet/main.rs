@@ -5,5 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod manifest;
+mod processes;
 mod stage;
 mod take_over;

@@ -5,12 +5,15 @@ use crate::stage::{
     ready_conditions, rolled_out, running, wait_for, wait_until_ready,
 };
 use e2e::kubernetes::{Kubernetes, Worker};
-use e2e::probe::{ask, ask_at};
+use e2e::probe::{ask, ask_at, http_get};
 use e2e::workdir::WorkDir;
 use e2e::{eventually, oracle};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+/// Where the daemon of the manifest tells of its health.
+const HEALTH: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8471));
 
 #[test]
 fn one_manifest_makes_a_pod_network_that_outlives_its_daemon_and_the_api_server() {
@@ -27,6 +30,7 @@ fn one_manifest_makes_a_pod_network_that_outlives_its_daemon_and_the_api_server(
     let mut pods = pods(&cluster);
     everybody_sees_everybody(&cluster, &pods);
     host_port_leads_to_its_pod(&cluster, &pods);
+    a_gated_pod_is_ready_once_its_gate_opens(&cluster);
 
     nothing_is_lost(&pods, "a rolling update", || {
         cluster.plane.kubectl(&["--namespace", "kube-flannel", "rollout", "restart", DAEMON]).unwrap();
@@ -61,10 +65,37 @@ fn host_port_leads_to_its_pod(cluster: &Kubernetes, pods: &BTreeMap<String, Pod>
     }
 }
 
+/// A pod runs and has its network, and is ready when others say so, too.
+fn a_gated_pod_is_ready_once_its_gate_opens(cluster: &Kubernetes) {
+    let gate = "example.org/admitted";
+    let mut gated: Value = serde_json::from_str(&pod("gated", "node1", false)).unwrap();
+    gated["metadata"]["labels"]["app"] = "gated".into();
+    gated["spec"]["readinessGates"] = json!([{"conditionType": gate}]);
+    cluster.plane.apply(&gated.to_string()).unwrap();
+    let condition = |cluster: &Kubernetes, name: &str| {
+        let pod = cluster.plane.get(&["pod", "gated"]).unwrap();
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.into_iter().find(|condition| condition["type"] == name).unwrap_or_default()
+    };
+    wait_for(cluster, "the gated pod does not run", |cluster| {
+        condition(cluster, "ContainersReady")["status"] == "True"
+    });
+    assert_eq!(condition(cluster, "Ready")["reason"], "ReadinessGatesNotReady");
+    let open = json!({"status": {"conditions": [{"type": gate, "status": "True"}]}}).to_string();
+    cluster.plane.kubectl(&["patch", "pod", "gated", "--subresource", "status", "--patch", &open]).unwrap();
+    wait_for(cluster, "the gate does not open", |cluster| condition(cluster, "Ready")["status"] == "True");
+}
+
 /// Somebody deletes a node, and it comes back under its name with another pod network.
 fn a_node_is_made_again(cluster: &mut Kubernetes, pods: &mut BTreeMap<String, Pod>) {
     let node = |cluster: &Kubernetes| cluster.plane.get(&["node", "node2"]).unwrap();
     let before = node(cluster)["spec"]["podCIDRs"].clone();
+    // While it has not found back to the API server, a daemon keeps the subnet that it knows of.
+    let in_contact = || match cluster.workers[1].host.network.run(|| http_get(HEALTH, "/readyz"))?? {
+        (200, body) if !body.contains("out of reach") => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    };
+    eventually(LIMIT, in_contact).unwrap();
     cluster.workers[1].kill().unwrap();
     cluster
         .plane
