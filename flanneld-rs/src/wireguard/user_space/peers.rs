@@ -188,3 +188,41 @@ fn last(network: &IpNetwork) -> IpAddr {
         IpNetwork::V6(network) => network.broadcast().into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(number: u32) -> PeerChange {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let settings = PeerSettings { preshared_key: None, endpoint: None, keepalive: 0, allowed: [].into() };
+        PeerChange::Set(PublicKey(key), settings)
+    }
+
+    fn peers(identity: &Identity, numbers: impl Iterator<Item = u32>) -> Peers {
+        let mut peers = Peers::default();
+        peers.change(identity, numbers.map(set));
+        peers
+    }
+
+    /// So many that some hash to the same.
+    #[test]
+    fn each_has_an_index_of_its_own_and_the_same_in_the_next_life() {
+        const PEERS: u32 = 20_000;
+        let identity = Identity::new(&SecretKey::private([1; 32]));
+        let (one, next) = (peers(&identity, 0..PEERS), peers(&identity, (0..PEERS).rev()));
+        let (mut others, mut strangers) = (0, 0);
+        let stranger = peers(&Identity::new(&SecretKey::private([2; 32])), 0..PEERS);
+        for peer in one.iter() {
+            let receiver = peer.index << (u32::BITS - INDEX_BITS) | 7;
+            let found = |peers: &Peers| peers.by_receiver(receiver).is_some_and(|found| found.key == peer.key);
+            assert!(found(&one));
+            others += usize::from(!found(&next));
+            strangers += usize::from(found(&stranger));
+        }
+        // Who comes second gets another.
+        assert!((1..200).contains(&others), "{others} indices depend on the order");
+        assert!(strangers < 10, "{strangers} indices depend on the peer alone");
+    }
+}

@@ -253,3 +253,63 @@ impl<'a> Line<'a> {
 fn length(result: TunnResult<'_>) -> usize {
     if let TunnResult::WriteToNetwork(bytes) = result { bytes.len() } else { 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::peers::Peers;
+    use super::*;
+    use kernel::wireguard::{PeerChange, PublicKey};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A peer, and what there is of a session with it after `before` has been done.
+    fn session(keepalive: u16, before: impl Fn(&mut Tunnel)) -> Session {
+        let identity = Identity::new(&SecretKey::private([1; 32]));
+        let endpoint = "192.0.2.1:51820".parse().unwrap();
+        let settings = PeerSettings { preshared_key: None, endpoint: Some(endpoint), keepalive, allowed: [].into() };
+        let mut peers = Peers::default();
+        peers.change(&identity, [PeerChange::Set(PublicKey([9; 32]), settings.clone())].into_iter());
+        let mut session = Session::new(endpoint);
+        session.set(&settings);
+        for peer in peers.iter() {
+            let mut tunnel = Tunnel::new(&identity, peer, &session);
+            before(&mut tunnel);
+            session.tunnel = Some(Box::new(tunnel));
+        }
+        session
+    }
+
+    fn sleeps_after(rest: Duration, mut session: Session) -> bool {
+        let ticks = session.tick(rest, &mut [0; ROOM]).is_some();
+        assert_eq!(session.sleeps(), !ticks, "who sleeps needs no clock");
+        session.sleeps()
+    }
+
+    #[test]
+    fn what_is_quiet_and_waits_for_nothing_sleeps() {
+        assert!(sleeps_after(Duration::ZERO, session(0, |_| {})));
+        assert!(!sleeps_after(HOUR, session(0, |_| {})));
+        assert!(!sleeps_after(Duration::ZERO, session(0, |tunnel| tunnel.keeps = true)));
+        assert!(!sleeps_after(Duration::ZERO, session(25, |_| {})));
+    }
+
+    /// The peer remembers the time that the last handshake was stamped with.
+    #[test]
+    fn nobody_forgets_a_time_that_is_yet_to_come() {
+        assert!(!sleeps_after(Duration::ZERO, session(0, |tunnel| tunnel.made.0 += HOUR)));
+        assert!(sleeps_after(Duration::ZERO, session(0, |tunnel| tunnel.made.0 -= HOUR)));
+    }
+
+    #[test]
+    fn other_settings_end_a_session_and_another_place_does_not() {
+        let mut session = session(0, |_| {});
+        let elsewhere = "192.0.2.7:51820".parse().unwrap();
+        let mut settings =
+            PeerSettings { preshared_key: None, endpoint: Some(elsewhere), keepalive: 0, allowed: [].into() };
+        session.set(&settings);
+        assert_eq!((session.endpoint, session.sleeps()), (elsewhere, false));
+        (settings.preshared_key, settings.endpoint) = (Some(SecretKey::new([3; 32])), None);
+        session.set(&settings);
+        assert_eq!((session.endpoint, session.sleeps()), (elsewhere, true));
+    }
+}
