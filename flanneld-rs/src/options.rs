@@ -228,7 +228,7 @@ impl Options {
         Duration::from_secs(60 * self.subnet_lease_renew_margin)
     }
 
-    /// Parses the arguments of the process, first of which is its name, as Go's flag package does (see [`go_style`]). An
+    /// Parses the arguments of the process, first of which is its name, as Go's flag package does (see `go_style`). An
     /// environment variable that is empty is one that is not set, as manifests and environment files leave them.
     pub fn parse_go_style(args: impl IntoIterator<Item = String>) -> Result<Self, clap::Error> {
         let command = Self::command().args_override_self(true).mut_args(|arg| {
