@@ -163,7 +163,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
             last_known::record(place, config, held, heard, health.clone()).await;
         }
     });
-    let remembered = last.map(|last| last.leases);
+    let mut remembered = last.map(|last| last.leases);
     let mut report = std::pin::pin!(report::run(&store, &health));
     let mut keeper = std::pin::pin!(keeper.run(publish));
     let mut config_reader = std::pin::pin!(config_reader.run(hangups));
@@ -187,6 +187,9 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
             laid_down = snapshot.given.public;
             reconciler.choice = choice.reached_by(laid_down);
             pace.wake(Wake::EVERYTHING);
+        }
+        if snapshot.leases.is_some() {
+            remembered = None;
         }
         let leases = snapshot.leases.clone().map(|leases| (leases, Source::Store));
         let leases = leases.or_else(|| Some((remembered.clone().filter(|_| snapshot.is_down())?, Source::Memory)));
@@ -275,7 +278,7 @@ fn pass(
     }
     // Without a lease there is nothing to want; what a predecessor programmed stays.
     let Some((own, (leases, source))) = wanted else { return false };
-    reconciler.pass(own, leases, *source, !wake.touches_overlay()) && plugins
+    reconciler.pass(own, leases, *source, wake) && plugins
 }
 
 /// Notes what is to be said of the store.

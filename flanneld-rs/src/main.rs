@@ -3,9 +3,13 @@
 use flanneld_rs::options::{Command, Options, Output};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
+    kernel::memory::keep_little();
     let options = match Options::parse_go_style(std::env::args()) {
         Ok(options) => options,
         Err(error) => error.exit(),
@@ -50,17 +54,15 @@ fn uninstall(options: &Options, dry_run: bool, output: Output) -> Result<(), Str
 
 fn log_to_stderr(verbosity: u8) {
     let level = match verbosity {
-        0 => "info",
-        1 | 2 => "debug",
-        _ => "trace",
+        0 => LevelFilter::INFO,
+        1 | 2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
     // Libraries speak up at their own warnings only: what they trace of a connection may be secret.
+    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("flanneld_rs", level);
     // One tells of every handshake as of a danger.
-    let filter = EnvFilter::new(format!("warn,defguard_boringtun=off,flanneld_rs={level}"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let filter = filter.with_target("defguard_boringtun", LevelFilter::OFF);
+    let (to, in_colour) = (std::io::stderr, std::io::stderr().is_terminal());
+    let lines = tracing_subscriber::fmt::layer().with_writer(to).with_ansi(in_colour).with_target(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }

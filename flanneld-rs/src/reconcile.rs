@@ -23,7 +23,7 @@ use ipam::subnet_env::SubnetEnv;
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink, RouteKind};
 use kernel::nft::Nft;
-use kernel::watch::Expected;
+use kernel::watch::{Expected, Wake};
 use kernel::{Change, Scope, sysctl};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -182,15 +182,15 @@ impl Reconciler {
     }
 
     /// Brings kernel and files to what `own` and `leases` ask for. Returns whether all of it succeeded. The overlay is looked
-    /// at unless it `stands`: nothing has told that it is otherwise than the last pass left it.
-    pub fn pass(&mut self, own: &Lease, leases: &Arc<LeaseTable>, source: Source, stands: bool) -> bool {
+    /// at if `wake`, which is what has been told since the last pass, has to do with it.
+    pub fn pass(&mut self, own: &Lease, leases: &Arc<LeaseTable>, source: Source, wake: Wake) -> bool {
         let Some(uplink) = self.uplink.clone() else { return false };
-        let short = if stands { self.follow(own, leases, source) } else { None };
+        let short = if wake.touches_overlay() { None } else { self.follow(own, leases, source) };
         let overlay = match short {
             Some(good) => good,
             None => {
                 let cause = Cause { uplink: uplink.clone(), own: own.clone(), leases: leases.clone() };
-                let brought = self.overlay(cause.clone(), source);
+                let brought = self.overlay(cause.clone(), source, wake);
                 self.note_overlay(brought, &cause)
             }
         };
@@ -235,10 +235,12 @@ impl Reconciler {
         good
     }
 
-    fn overlay(&mut self, cause: Cause, source: Source) -> Result<(), String> {
+    fn overlay(&mut self, cause: Cause, source: Source, wake: Wake) -> Result<(), String> {
         self.scope.own = cause.own.subnets.iter().map(|(_, subnet)| *subnet).collect();
-        let mut standing = match self.standing.take() {
-            Some(standing) if standing.is_of(&cause) => standing,
+        let in_words = |error: kernel::Error| error.to_string();
+        let (mut standing, is_routine) = match self.standing.take() {
+            // Where nothing in particular was told, it nearly always stands.
+            Some(standing) if standing.is_of(&cause) => (standing, wake == Wake::EVERYTHING),
             _ => {
                 let mut desired = cause.desired(&self.backend, &self.config.networks());
                 if self.policy.refuse_own {
@@ -246,17 +248,20 @@ impl Reconciler {
                     let own = self.scope.own.iter().map(|subnet| (*subnet, RouteKind::Blackhole));
                     desired.overlay.refusals.extend(own);
                 }
-                Standing { cause, desired }
+                (Standing { cause, desired }, false)
             }
         };
-        let actual = kernel::observe(&mut self.netlink, &self.scope).map_err(|error| error.to_string())?;
-        if source == Source::Memory {
-            standing.desired.overlay.give_way_to(&actual);
+        let wanted = &mut standing.desired.overlay;
+        let mut changes = Vec::new();
+        if !is_routine || !kernel::is_intact(&mut self.netlink, &self.scope, wanted).map_err(in_words)? {
+            let actual = kernel::observe(&mut self.netlink, &self.scope).map_err(in_words)?;
+            if source == Source::Memory {
+                wanted.give_way_to(&actual);
+            }
+            changes = kernel::diff(&actual, wanted);
         }
-        let changes = kernel::diff(&actual, &standing.desired.overlay);
-        drop(actual);
         self.carry_out(&changes, standing)?;
-        let settled = self.settle().map_err(|error| error.to_string());
+        let settled = self.settle().map_err(in_words);
         // What depends on more than its cause is nothing to go on from.
         if settled.is_err() || source == Source::Memory {
             self.standing = None;

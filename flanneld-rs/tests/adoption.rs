@@ -15,6 +15,7 @@ use flanneld_rs::uplink::Choice;
 use kernel::VxlanLink;
 use kernel::netlink::{LinkChange, Netlink, VethSpec};
 use kernel::netns::Netns;
+use kernel::watch::Wake;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,7 +57,7 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
         announcement: reconciler.announcement().unwrap(),
     };
     let leases = Arc::new([own.clone()].into_iter().collect::<LeaseTable>());
-    assert!(reconciler.pass(&own, &leases, Source::Store, false), "{:?}", reconciler.health.ready());
+    assert!(reconciler.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", reconciler.health.ready());
     let adopted = netlink.link("flannel.1").unwrap().unwrap();
     assert_eq!((adopted.index, adopted.mac, adopted.alias.as_str()), (before.index, before.mac, kernel::LINK_ALIAS));
 
@@ -73,9 +74,9 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
     run("ip", &["route", "add", "blackhole", "10.5.1.0/24"]);
     let mut without = self::reconciler(&options, predecessors.mac, false);
     without.announcement().unwrap();
-    assert!(without.pass(&own, &leases, Source::Store, false), "{:?}", without.health.ready());
+    assert!(without.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", without.health.ready());
     assert_eq!(blackholes(), others);
-    assert!(reconciler.pass(&own, &leases, Source::Store, false), "{:?}", reconciler.health.ready());
+    assert!(reconciler.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", reconciler.health.ready());
     assert_eq!(blackholes(), format!("{ours}{others}"));
 
     let report = uninstall(&options, false);
@@ -128,7 +129,7 @@ fn take_over_rules(neighbour: &Netns, dir: &Path) {
     };
     let leases = Arc::new([own.clone()].into_iter().collect::<LeaseTable>());
 
-    assert!(reconciler.pass(&own, &leases, Source::Store, false), "{:?}", reconciler.health.ready());
+    assert!(reconciler.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", reconciler.health.ready());
     let ruleset = run("nft", &["list", "ruleset"]);
     assert!(ruleset.contains("table ip flanneld-rs"), "{ruleset}");
     // nft does not show the comment of somebody else's rule.
@@ -160,7 +161,7 @@ fn take_over_rules(neighbour: &Netns, dir: &Path) {
 
     // Once nothing is dropped there any more, flannel's accepts go too, and nothing is left to be said.
     run("ip6tables-nft", &["-P", "FORWARD", "ACCEPT"]);
-    assert!(reconciler.pass(&own, &leases, Source::Store, false));
+    assert!(reconciler.pass(&own, &leases, Source::Store, Wake::EVERYTHING));
     assert!(!run("ip6tables-nft-save", &[]).contains("FLANNEL-FWD"));
     assert!(!reconciler.health.notes().contains("Go flannel"), "{}", reconciler.health.notes());
 }

@@ -16,6 +16,7 @@ use flanneld_rs::uplink::Choice;
 use kernel::netlink::{LinkChange, Netlink, VethSpec};
 use kernel::netns::Netns;
 use kernel::sysctl;
+use kernel::watch::Wake;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt, socket, sockopt,
 };
@@ -131,7 +132,8 @@ fn start_and_end(beyond: &Netns, dir: &Path) {
         announcement: reconciler.announcement().unwrap(),
     };
     let leases: Arc<LeaseTable> = Arc::new([own.clone()].into_iter().collect());
-    let mut pass = || assert!(reconciler.pass(&own, &leases, Source::Store, false), "{:?}", reconciler.health.ready());
+    let mut pass =
+        || assert!(reconciler.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", reconciler.health.ready());
     pass();
     assert_eq!((get(ACCEPT_RA), get(FORWARDING)), ("2".into(), "1".into()));
     // Not heard of again: the kernel never forgot it.

@@ -28,8 +28,10 @@ pub fn end_with_forwarding(device: &str) -> bool {
 /// The devices that have something of a router's, or may have: a route that an advertisement has brought, or an IPv6 address
 /// with a lifetime.
 pub fn heard_on(netlink: &mut Netlink) -> Result<BTreeSet<String>> {
-    let routes = netlink.main_routes()?.into_iter().filter(|route| route.protocol == FROM_A_ROUTER);
-    let mut devices: BTreeSet<u32> = routes.filter_map(|route| route.dev).collect();
+    let found = netlink.fold_main_routes(|found: &mut BTreeSet<u32>, route| {
+        found.extend(route.dev.filter(|_| route.protocol == FROM_A_ROUTER));
+    })?;
+    let mut devices: BTreeSet<u32> = found.into_iter().flatten().collect();
     let addresses = netlink.address_entries()?.into_iter().filter(|entry| entry.address.is_ipv6() && entry.ends);
     devices.extend(addresses.map(|entry| entry.index));
     if devices.is_empty() {

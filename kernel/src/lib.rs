@@ -10,8 +10,10 @@ mod diff;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod intact;
 pub mod ip_tables;
 mod mac;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
@@ -29,6 +31,7 @@ pub mod wireguard;
 pub use apply::apply;
 pub use diff::diff;
 pub use error::{Error, Result};
+pub use intact::is_intact;
 pub use mac::Mac;
 pub use observe::{Scope, observe};
 pub use overlay::{

@@ -111,9 +111,19 @@ impl Netlink {
         operation: impl FnOnce() -> String,
         decode: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>> {
-        self.socket
-            .query(message, |found: &mut Vec<T>, _kind, payload| found.extend(decode(payload)))
-            .map_err(|refusal| refused(operation(), refusal))
+        self.fold(message, operation, |found: &mut Vec<T>, payload| found.extend(decode(payload)))
+    }
+
+    /// The same, each answer handed to `take` as it comes: what thousands of them are needed for is kept, and not they. Begins
+    /// anew, with another `T`, where the kernel says that something was changed meanwhile.
+    fn fold<T: Default>(
+        &mut self,
+        message: Message,
+        operation: impl FnOnce() -> String,
+        mut take: impl FnMut(&mut T, &[u8]),
+    ) -> Result<T> {
+        let each = |found: &mut T, _kind, payload: &[u8]| take(found, payload);
+        self.socket.query(message, each).map_err(|refusal| refused(operation(), refusal))
     }
 }
 

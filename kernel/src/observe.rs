@@ -28,56 +28,77 @@ pub struct Scope {
 /// [obstacles](crate::Drift::obstacles); and the routes that a predecessor left without a mark, as
 /// [strays](crate::Drift::strays).
 pub fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Overlay> {
-    let links = netlink.links()?;
-    let names: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
-    let mut overlay = Overlay::default();
-    // Renamed by somebody, or of another configuration: it holds what the right one needs, like its VNI and port.
-    let misplaced = |link: &&Link| link.alias == LINK_ALIAS && !scope.devices.contains(&link.name);
-    overlay.drift.obstacles.extend(links.iter().filter(misplaced).map(|link| link.name.clone()));
-    for link in links.iter().filter(|link| scope.devices.contains(&link.name)) {
-        match tunnel(link, &names) {
-            Some(mut found) => {
-                if let Tunnel::Vxlan(vxlan) = &mut found {
-                    // Who may not ask is told when he wants to change it.
-                    vxlan.tx_checksum = netlink.tx_checksum(&link.name).ok().flatten();
-                }
-                overlay.links.insert(link.name.clone(), found);
-                if !link.up {
-                    overlay.drift.down.insert(link.name.clone());
-                }
-                observe_device(netlink, link, &mut overlay)?;
-            }
-            None => drop(overlay.drift.obstacles.insert(link.name.clone())),
-        }
+    let Frame { names, own, mut overlay } = Frame::observe(netlink, scope)?;
+    for (index, name) in own {
+        overlay.neighbours.extend(netlink.fold_neighbours(Some(index), |found: &mut Vec<_>, neighbour| {
+            let mac = neighbour.mac.filter(|_| neighbour.permanent);
+            found.extend(mac.map(|mac| ((name.clone(), neighbour.ip), mac)));
+        })?);
+        overlay.fdb.extend(netlink.fold_fdb(index, |found: &mut Vec<_>, entry| {
+            let dst = entry.dst.filter(|_| entry.permanent);
+            found.extend(dst.map(|dst| ((name.clone(), entry.mac), dst)));
+        })?);
     }
-    for entry in netlink.main_routes()? {
-        let dev = entry.dev.and_then(|index| names.get(&index).copied());
+    let routes = netlink.fold_main_routes(|found: &mut Vec<_>, entry| {
+        let dev = entry.dev.and_then(|index| names.get(&index)).map(String::as_str);
         match classify(&entry, dev, scope) {
             Finding::Foreign => {}
+            finding => found.push((entry, finding)),
+        }
+    })?;
+    for (entry, finding) in routes.into_iter().flatten() {
+        match finding {
             Finding::Refusal => drop(overlay.refusals.insert(entry.dst, entry.kind)),
             // Two at once differ in what the kernel tells routes apart by and we do not, like the type of service.
             Finding::Ours(route) if !overlay.routes.contains_key(&entry.dst) => {
                 drop(overlay.routes.insert(entry.dst, route));
             }
-            _ => drop(overlay.drift.strays.insert(stray(&entry, dev))),
+            _ => {
+                let dev = entry.dev.and_then(|index| names.get(&index)).map(String::as_str);
+                overlay.drift.strays.insert(stray(&entry, dev));
+            }
         }
     }
     Ok(overlay)
 }
 
-fn observe_device(netlink: &mut Netlink, link: &Link, overlay: &mut Overlay) -> Result<()> {
-    let name = || link.name.clone();
-    let addresses = netlink.addresses_of(link.index)?;
-    overlay
-        .addresses
-        .extend(addresses.into_iter().filter(|found| !is_link_local(found.ip())).map(|found| (name(), found)));
-    for neighbour in netlink.neighbours(Some(link.index))?.into_iter().filter(|neighbour| neighbour.permanent) {
-        overlay.neighbours.extend(neighbour.mac.map(|mac| ((name(), neighbour.ip), mac)));
+/// What there is few of: devices and their addresses.
+pub(crate) struct Frame {
+    /// names of all devices, by index
+    pub(crate) names: BTreeMap<u32, String>,
+    /// the devices of ours whose tables are to be looked at
+    pub(crate) own: Vec<(u32, String)>,
+    /// without what is in tables
+    pub(crate) overlay: Overlay,
+}
+
+impl Frame {
+    pub(crate) fn observe(netlink: &mut Netlink, scope: &Scope) -> Result<Self> {
+        let links = netlink.links()?;
+        let names: BTreeMap<u32, String> = links.iter().map(|link| (link.index, link.name.clone())).collect();
+        let (mut own, mut overlay) = (Vec::new(), Overlay::default());
+        // Renamed by somebody, or of another configuration: it holds what the right one needs, like its VNI and port.
+        let misplaced = |link: &&Link| link.alias == LINK_ALIAS && !scope.devices.contains(&link.name);
+        overlay.drift.obstacles.extend(links.iter().filter(misplaced).map(|link| link.name.clone()));
+        for link in links.iter().filter(|link| scope.devices.contains(&link.name)) {
+            let Some(mut found) = tunnel(link, &names) else {
+                overlay.drift.obstacles.insert(link.name.clone());
+                continue;
+            };
+            if let Tunnel::Vxlan(vxlan) = &mut found {
+                // Who may not ask is told when he wants to change it.
+                vxlan.tx_checksum = netlink.tx_checksum(&link.name).ok().flatten();
+            }
+            overlay.links.insert(link.name.clone(), found);
+            if !link.up {
+                overlay.drift.down.insert(link.name.clone());
+            }
+            let addresses = netlink.addresses_of(link.index)?.into_iter().filter(|found| !is_link_local(found.ip()));
+            overlay.addresses.extend(addresses.map(|found| (link.name.clone(), found)));
+            own.push((link.index, link.name.clone()));
+        }
+        Ok(Frame { names, own, overlay })
     }
-    for entry in netlink.fdb(link.index)?.into_iter().filter(|entry| entry.permanent) {
-        overlay.fdb.extend(entry.dst.map(|dst| ((name(), entry.mac), dst)));
-    }
-    Ok(())
 }
 
 pub(crate) fn is_link_local(ip: IpAddr) -> bool {
@@ -85,13 +106,13 @@ pub(crate) fn is_link_local(ip: IpAddr) -> bool {
 }
 
 /// The device as we would have made it, or None if we would never make one like it.
-fn tunnel(link: &Link, names: &BTreeMap<u32, &str>) -> Option<Tunnel> {
+fn tunnel(link: &Link, names: &BTreeMap<u32, String>) -> Option<Tunnel> {
     let mtu = link.mtu;
     Some(match &link.kind {
         LinkKind::Vxlan(vxlan) => Tunnel::Vxlan(VxlanLink {
             vni: vxlan.vni,
             port: vxlan.port,
-            underlay: (*names.get(&vxlan.underlay?)?).to_owned(),
+            underlay: names.get(&vxlan.underlay?)?.clone(),
             local: vxlan.local?,
             mac: link.mac?,
             mtu,

@@ -186,7 +186,7 @@ pub struct VxlanLink {
 
 /// A unicast route of the main table that carries our protocol number and the family's default metric. Its destination
 /// has no host bits.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// gateway; none: on link
     pub via: Option<IpAddr>,

@@ -38,12 +38,28 @@ pub struct FdbEntry {
 impl Netlink {
     /// The neighbours of both families, of one device or of all.
     pub fn neighbours(&mut self, index: Option<u32>) -> Result<Vec<Neighbour>> {
+        self.fold_neighbours(index, Vec::push)
+    }
+
+    /// The same, each handed to `take`: see [`Netlink::fold`].
+    pub(crate) fn fold_neighbours<T: Default>(
+        &mut self,
+        index: Option<u32>,
+        mut take: impl FnMut(&mut T, Neighbour),
+    ) -> Result<T> {
         let mut body = NeighbourMessage::default();
         body.attributes.extend(index.map(NeighbourAttribute::IfIndex));
         let message = Message::encode(libc::RTM_GETNEIGH, NLM_F_DUMP, &body);
-        let mut found = self.query(message, || "listing neighbours".into(), decode_neighbour)?;
-        found.retain(|neighbour| index.is_none_or(|index| neighbour.index == index));
-        Ok(found)
+        let is_meant = |neighbour: &Neighbour| index.is_none_or(|index| neighbour.index == index);
+        self.fold(
+            message,
+            || "listing neighbours".into(),
+            |found, payload| {
+                if let Some(neighbour) = decode_neighbour(payload).filter(is_meant) {
+                    take(found, neighbour);
+                }
+            },
+        )
     }
 
     /// Adds or replaces a permanent neighbour.
@@ -67,12 +83,21 @@ impl Netlink {
 
     /// The forwarding database of a device that keeps one of its own, like VXLAN.
     pub fn fdb(&mut self, index: u32) -> Result<Vec<FdbEntry>> {
+        self.fold_fdb(index, Vec::push)
+    }
+
+    /// The same, each handed to `take`: see [`Netlink::fold`].
+    pub(crate) fn fold_fdb<T: Default>(&mut self, index: u32, mut take: impl FnMut(&mut T, FdbEntry)) -> Result<T> {
         let mut body = NeighbourMessage::default();
         body.header.family = AddressFamily::Bridge;
         body.header.ifindex = index;
         let message = Message::encode(libc::RTM_GETNEIGH, NLM_F_DUMP, &body);
         let operation = || format!("listing the forwarding database of link number {index}");
-        self.query(message, operation, |payload| decode_fdb(payload, index))
+        self.fold(message, operation, |found, payload| {
+            if let Some(entry) = decode_fdb(payload, index) {
+                take(found, entry);
+            }
+        })
     }
 
     /// Adds or replaces a permanent forwarding entry.

@@ -96,7 +96,7 @@ impl Default for RouteSpec {
 }
 
 /// What a route does to packets (RTN_*).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RouteKind {
     /// sends them on
     Unicast,
@@ -115,35 +115,45 @@ pub enum RouteKind {
 impl Netlink {
     /// All routes of all tables and both families, without the cached ones.
     pub fn routes(&mut self) -> Result<Vec<RouteEntry>> {
-        self.list_routes(0)
+        Ok(self.fold_routes(0, Vec::push)?.concat())
     }
 
-    /// The routes of the main table, both families.
-    pub(crate) fn main_routes(&mut self) -> Result<Vec<RouteEntry>> {
-        let mut found = self.list_routes(MAIN)?;
-        found.retain(|route| route.table == MAIN);
-        Ok(found)
+    /// The routes of the main table, each handed to `take` (see [`Netlink::fold`]); what comes of each family.
+    pub(crate) fn fold_main_routes<T: Default>(&mut self, mut take: impl FnMut(&mut T, RouteEntry)) -> Result<[T; 2]> {
+        self.fold_routes(MAIN, |found, route: RouteEntry| {
+            if route.table == MAIN {
+                take(found, route);
+            }
+        })
     }
 
-    fn list_routes(&mut self, table: u32) -> Result<Vec<RouteEntry>> {
-        let mut found = Vec::new();
+    fn fold_routes<T: Default>(&mut self, table: u32, mut take: impl FnMut(&mut T, RouteEntry)) -> Result<[T; 2]> {
         // A question about both families at once could not name a table.
-        for family in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let mut of = |family: IpAddr| {
             let mut body = RouteMessage::default();
             body.header.address_family = family.into();
             if table != 0 {
                 body.attributes.push(RouteAttribute::Table(table));
             }
             let message = Message::encode(libc::RTM_GETROUTE, NLM_F_DUMP, &body);
-            let operation = || format!("listing routes from {family}");
-            match self.query(message, operation, |payload| decode(payload, family)) {
-                Ok(routes) => found.extend(routes),
+            let found = self.fold(
+                message,
+                || format!("listing routes from {family}"),
+                |found, payload| {
+                    if let Some(route) = decode(payload, family) {
+                        take(found, route);
+                    }
+                },
+            );
+            match found {
                 // No such family, or a table in which there never was a route.
-                Err(error) if matches!(error.errno, Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::ENOENT) => {}
-                Err(error) => return Err(error),
+                Err(error) if matches!(error.errno, Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::ENOENT) => {
+                    Ok(T::default())
+                }
+                found => found,
             }
-        }
-        Ok(found)
+        };
+        Ok([of(IpAddr::V4(Ipv4Addr::UNSPECIFIED))?, of(IpAddr::V6(Ipv6Addr::UNSPECIFIED))?])
     }
 
     /// Adds a route. EEXIST if there is one with this destination and metric.

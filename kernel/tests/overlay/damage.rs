@@ -2,8 +2,8 @@
 
 use crate::stage::{Family, desired, index, node, reconcile, scope, vxlan};
 use ipnetwork::IpNetwork;
-use kernel::netlink::{LinkChange, RouteSpec};
-use kernel::{Mac, ROUTE_PROTOCOL, VxlanLink, apply, diff, observe};
+use kernel::netlink::{LinkChange, Netlink, RouteKind, RouteSpec};
+use kernel::{Mac, REFUSAL_METRIC, ROUTE_PROTOCOL, VxlanLink, apply, diff, is_intact, observe};
 use std::net::Ipv4Addr;
 
 #[test]
@@ -53,6 +53,47 @@ fn what_others_break_heals() {
 }
 
 #[test]
+fn a_single_entry_that_is_gone_changed_or_too_much_is_noticed() {
+    let (mut node, desired) = (node(), desired(3));
+    reconcile(&mut node, &desired);
+    for family in [Family::V4, Family::V6] {
+        let device = index(&mut node, family.device());
+        let (subnet, remote, another) = (family.subnet(1), family.remote(1), Mac([2, 0, 0, 0, 0, 7]));
+        let mac = Mac::derive(&format!("{} 1", family.device()));
+        let route = RouteSpec { dst: subnet, via: Some(subnet.network()), dev: Some(device), ..RouteSpec::default() };
+        let (marked, onlink) = (RouteSpec { protocol: 0, ..route.clone() }, RouteSpec { onlink: true, ..route });
+        let other = RouteSpec { via: Some(family.subnet(2).network()), ..onlink.clone() };
+        let strange = RouteSpec { dst: family.subnet(9), ..onlink };
+        let refusal = RouteSpec {
+            dst: family.subnet(0),
+            kind: RouteKind::Unreachable,
+            metric: Some(REFUSAL_METRIC),
+            ..RouteSpec::default()
+        };
+        let mut damage = |doing: &str, break_it: &dyn Fn(&mut Netlink)| {
+            break_it(&mut node.netlink);
+            assert!(!is_intact(&mut node.netlink, &scope(), &desired).unwrap(), "{doing}");
+            assert_eq!(reconcile(&mut node, &desired), 1, "{doing}");
+        };
+        damage("route gone", &|netlink| assert!(netlink.delete_route(&marked).unwrap()));
+        damage("route changed", &|netlink| netlink.replace_route(&other).unwrap());
+        damage("route too many", &|netlink| netlink.add_route(&strange).unwrap());
+        damage("refusal too many", &|netlink| netlink.add_route(&refusal).unwrap());
+        damage("neighbour gone", &|netlink| assert!(netlink.delete_neighbour(device, subnet.network()).unwrap()));
+        damage("neighbour changed", &|netlink| netlink.set_neighbour(device, subnet.network(), another).unwrap());
+        damage("neighbour too many", &|netlink| netlink.set_neighbour(device, remote, mac).unwrap());
+        damage("forwarding entry gone", &|netlink| assert!(netlink.delete_fdb(device, mac, remote).unwrap()));
+        damage("forwarding entry changed", &|netlink| netlink.set_fdb(device, mac, family.remote(2)).unwrap());
+        damage("forwarding entry too many", &|netlink| netlink.set_fdb(device, another, remote).unwrap());
+        damage("address too many", &|netlink| netlink.add_address(device, IpNetwork::from(remote)).unwrap());
+    }
+    // What the kernel found out by itself is no part of it.
+    let device = index(&mut node, "flannel.1");
+    node.netlink.introduce_neighbour(device, Family::V4.remote(5), Mac([2, 0, 0, 0, 0, 9])).unwrap();
+    assert!(is_intact(&mut node.netlink, &scope(), &desired).unwrap());
+}
+
+#[test]
 fn who_does_not_care_for_the_checksum_offload_leaves_it_alone() {
     let mut node = node();
     let mut careless = desired(1);
@@ -66,6 +107,7 @@ fn who_does_not_care_for_the_checksum_offload_leaves_it_alone() {
         let seen = observe(&mut node.netlink, &scope()).unwrap();
         assert_eq!(seen.links["flannel.1"].tx_checksum(), Some(on));
         assert_eq!(diff(&seen, &careless), []);
+        assert!(is_intact(&mut node.netlink, &scope(), &careless).unwrap());
     }
 }
 

@@ -3,7 +3,7 @@
 use ipnetwork::IpNetwork;
 use kernel::netlink::{LinkChange, Netlink, VethSpec};
 use kernel::netns::Netns;
-use kernel::{Mac, Overlay, Route, Scope, Tunnel, VxlanLink, apply, diff, observe};
+use kernel::{Mac, Overlay, Route, Scope, Tunnel, VxlanLink, apply, diff, is_intact, observe};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -121,9 +121,11 @@ pub(crate) fn desired(peers: u16) -> Overlay {
 /// One pass of the daemon's loop. Afterwards the kernel has what is desired, and a second pass finds nothing to do.
 pub(crate) fn reconcile(node: &mut Node, desired: &Overlay) -> usize {
     let changes = diff(&observe(&mut node.netlink, &scope()).unwrap(), desired);
+    assert_eq!(is_intact(&mut node.netlink, &scope(), desired).unwrap(), changes.is_empty(), "{changes:?}");
     assert_eq!(apply(&mut node.netlink, &changes), []);
     let after = observe(&mut node.netlink, &scope()).unwrap();
     assert_eq!(diff(&after, desired), []);
+    assert!(is_intact(&mut node.netlink, &scope(), desired).unwrap());
     assert_eq!(&after, desired);
     changes.len()
 }
