@@ -10,7 +10,8 @@ use crate::reload::Configuration;
 use crate::store::{Contact, Held, LEASE_TTL, Snapshot, Store};
 use crate::wall_clock;
 use ipam::regular_file::read_bounded;
-use serde::{Deserialize, Serialize};
+use serde::ser::{Error, SerializeMap};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,7 +54,7 @@ pub struct LastKnown {
 
 /// The file, as JSON.
 #[derive(Serialize, Deserialize)]
-struct Document {
+struct Document<Leases> {
     version: u32,
     store: String,
     boot: String,
@@ -65,7 +66,8 @@ struct Document {
     /// a file from before it was written has none
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     public: Vec<IpAddr>,
-    leases: BTreeMap<String, Box<RawValue>>,
+    /// by key
+    leases: Leases,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -224,10 +226,25 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
 
-fn document(last: &LastKnown, store: &str) -> io::Result<Document> {
-    let value = |lease: &Lease| RawValue::from_string(lease.announcement.to_json()).map_err(io::Error::from);
+/// Written one after the other: all of them as text would be as much again as a large cluster takes in memory.
+struct OneByOne<'a>(&'a LeaseTable);
+
+impl Serialize for OneByOne<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let mut map = out.serialize_map(Some(self.0.len()))?;
+        for lease in self.0.iter() {
+            map.serialize_entry(&key(&lease.subnets), &value(lease).map_err(S::Error::custom)?)?;
+        }
+        map.end()
+    }
+}
+
+fn value(lease: &Lease) -> serde_json::Result<Box<RawValue>> {
+    RawValue::from_string(lease.announcement.to_json())
+}
+
+fn document<'a>(last: &'a LastKnown, store: &str) -> io::Result<Document<OneByOne<'a>>> {
     let since_epoch = |end: SystemTime| end.duration_since(SystemTime::UNIX_EPOCH).ok();
-    let leases = last.leases.iter().map(|lease| Ok((key(&lease.subnets), value(lease)?)));
     Ok(Document {
         version: VERSION,
         store: store.to_owned(),
@@ -236,12 +253,13 @@ fn document(last: &LastKnown, store: &str) -> io::Result<Document> {
         own: Entry { key: last.own.lease.key(), value: value(&last.own.lease)? },
         expires_ms: last.own.expires.and_then(since_epoch).and_then(|time| u64::try_from(time.as_millis()).ok()),
         public: last.public.iter().map(|(_, address)| *address).collect(),
-        leases: leases.collect::<io::Result<_>>()?,
+        leases: OneByOne(&last.leases),
     })
 }
 
 fn parse(text: &[u8]) -> Result<(String, LastKnown), String> {
-    let document: Document = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let document: Document<BTreeMap<String, &RawValue>> =
+        serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if document.version != VERSION {
         return Err(format!("it is of version {}, not {VERSION}", document.version));
     }

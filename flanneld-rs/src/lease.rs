@@ -5,7 +5,6 @@ mod wire;
 use crate::family::PerFamily;
 use ipnetwork::IpNetwork;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -78,39 +77,52 @@ impl Announcement {
     }
 }
 
-/// All leases of a store at one moment, in the order of their subnets. Copies share the leases, so that one is made for each
-/// change of a large cluster.
+/// All leases of a store at one moment, in the order of their subnets. Copies share the leases: they are small, since one is
+/// made for each change of a large cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LeaseTable(BTreeMap<Subnets, Arc<Lease>>);
+pub struct LeaseTable(Vec<Arc<Lease>>);
 
 impl LeaseTable {
     /// Puts a lease in, in place of the one of the same subnets, which is returned.
     pub fn insert(&mut self, lease: impl Into<Arc<Lease>>) -> Option<Arc<Lease>> {
         let lease = lease.into();
-        self.0.insert(lease.subnets, lease)
+        match self.place(&lease.subnets) {
+            Ok(at) => self.0.get_mut(at).map(|present| std::mem::replace(present, lease)),
+            Err(at) => {
+                self.0.insert(at, lease);
+                None
+            }
+        }
     }
 
     /// Takes the lease of these subnets out.
     pub fn remove(&mut self, subnets: &Subnets) -> Option<Arc<Lease>> {
-        self.0.remove(subnets)
+        self.place(subnets).ok().map(|at| self.0.remove(at))
     }
 
     /// The lease of exactly these subnets.
     pub fn get(&self, subnets: &Subnets) -> Option<&Lease> {
-        self.0.get(subnets).map(Arc::as_ref)
+        self.0.get(self.place(subnets).ok()?).map(Arc::as_ref)
+    }
+
+    /// Where the lease of these subnets is, or else would be.
+    fn place(&self, subnets: &Subnets) -> Result<usize, usize> {
+        self.0.binary_search_by(|lease| lease.subnets.cmp(subnets))
     }
 
     /// All leases, ordered by subnet.
     pub fn iter(&self) -> impl Iterator<Item = &Lease> {
-        self.0.values().map(Arc::as_ref)
+        self.0.iter().map(Arc::as_ref)
     }
 
     /// The leases that are here and not in `later`, and those that are there and not here. One that was changed is in both.
     pub fn changes_to(&self, later: &Self) -> (Self, Self) {
         let (mut gone, mut new) = (Self::default(), Self::default());
-        let (mut here, mut there) = (self.0.values().peekable(), later.0.values().peekable());
+        let (mut here, mut there) = (self.0.iter().peekable(), later.0.iter().peekable());
         loop {
             let order = match (here.peek(), there.peek()) {
+                // Nearly all are shared, and need no look.
+                (Some(one), Some(other)) if Arc::ptr_eq(one, other) => Ordering::Equal,
                 (Some(one), Some(other)) => one.subnets.cmp(&other.subnets),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
@@ -118,10 +130,9 @@ impl LeaseTable {
             };
             let old = if order.is_le() { here.next() } else { None };
             let now = if order.is_ge() { there.next() } else { None };
-            // Shared leases are recognised without a look at them.
             if old != now {
-                gone.0.extend(old.map(|lease| (lease.subnets, lease.clone())));
-                new.0.extend(now.map(|lease| (lease.subnets, lease.clone())));
+                gone.0.extend(old.cloned());
+                new.0.extend(now.cloned());
             }
         }
     }
@@ -139,7 +150,13 @@ impl LeaseTable {
 
 impl FromIterator<Lease> for LeaseTable {
     fn from_iter<I: IntoIterator<Item = Lease>>(leases: I) -> Self {
-        Self(leases.into_iter().map(|lease| (lease.subnets, Arc::new(lease))).collect())
+        let mut all: Vec<_> = leases.into_iter().map(Arc::new).collect();
+        // Of several with the same subnets the last one counts, as if they were put in one after the other.
+        all.reverse();
+        all.sort_by_key(|lease| lease.subnets);
+        all.dedup_by_key(|lease| lease.subnets);
+        all.shrink_to_fit();
+        Self(all)
     }
 }
 

@@ -4,9 +4,10 @@
 
 use flanneld_rs::checksum::TxChecksum;
 use flanneld_rs::family::Family;
-use flanneld_rs::lease::{Lease, key, parse_key};
+use flanneld_rs::lease::{Lease, LeaseTable, key, parse_key};
 use flanneld_rs::network_config::{Backend, NetworkConfig, Vxlan};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The golden files are leases as Go flannel writes them (one for each backend; the IPv6-only one is ours): the name is the key.
@@ -239,6 +240,12 @@ fn a_wrong_network_configuration_is_told_in_one_line_that_names_the_field() {
     }
 }
 
+/// A lease of one of a few subnets, by one of a few nodes.
+fn lease(subnet: u8, node: u8) -> Lease {
+    let value = format!(r#"{{"PublicIP":"192.168.0.{node}","BackendType":"host-gw"}}"#);
+    Lease::parse(&format!("10.5.{subnet}.0-24"), value.as_bytes()).unwrap()
+}
+
 /// A golden lease or a configuration with a few bytes changed, cut out, or put in: nearly right is worse than random.
 fn damaged(texts: Vec<String>) -> impl Strategy<Value = Vec<u8>> {
     let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3_u8), 1..6);
@@ -300,5 +307,27 @@ proptest! {
     #[test]
     fn random_bytes_are_no_lease(value in prop::collection::vec(any::<u8>(), 0..300), name in ".{0,60}") {
         prop_assert!(Lease::parse(&name, &value).is_err());
+    }
+
+    #[test]
+    fn a_table_of_leases_is_a_map_by_subnets(steps in proptest::collection::vec((0u8..9, 1u8..4, any::<bool>()), 0..20)) {
+        let (mut table, mut map) = (LeaseTable::default(), BTreeMap::new());
+        for (subnet, node, put) in &steps {
+            let lease = lease(*subnet, *node);
+            let before = if *put {
+                let before = table.insert(lease.clone());
+                prop_assert_eq!(before.as_deref().cloned(), map.insert(lease.subnets, lease.clone()));
+                Some(&lease)
+            } else {
+                prop_assert_eq!(table.remove(&lease.subnets).as_deref().cloned(), map.remove(&lease.subnets));
+                None
+            };
+            prop_assert_eq!(table.get(&lease.subnets), before);
+            prop_assert!(table.iter().eq(map.values()));
+        }
+        // All at once, the last of each subnet counts.
+        let all: Vec<Lease> = steps.iter().map(|(subnet, node, _)| lease(*subnet, *node)).collect();
+        let map: BTreeMap<_, _> = all.iter().map(|lease| (lease.subnets, lease.clone())).collect();
+        prop_assert!(all.into_iter().collect::<LeaseTable>().iter().eq(map.values()));
     }
 }

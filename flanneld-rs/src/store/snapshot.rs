@@ -79,7 +79,8 @@ impl Drop for LeaseWatch {
 /// The entries of a store: leases, and what is none.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    pub(super) leases: LeaseTable,
+    /// the published ones, as long as nothing has changed
+    pub(super) leases: Arc<LeaseTable>,
     pub(super) skipped: BTreeMap<String, String>,
     pub(super) given: Given,
 }
@@ -87,11 +88,16 @@ pub(super) struct Listing {
 impl Listing {
     /// Takes in one entry, new or changed. One that cannot be read never hides another.
     pub(super) fn put(&mut self, key: &str, lease: Result<Lease, Malformed>) {
+        // A lease is written again to renew it.
+        if let Ok(lease) = &lease
+            && self.leases.get(&lease.subnets) == Some(lease)
+        {
+            self.skipped.remove(&shortened(key));
+            return;
+        }
         self.remove(key);
         match lease {
-            Ok(lease) => {
-                self.leases.insert(lease);
-            }
+            Ok(lease) => drop(Arc::make_mut(&mut self.leases).insert(lease)),
             Err(malformed) => {
                 self.skip(key, malformed);
             }
@@ -106,8 +112,10 @@ impl Listing {
     /// Takes out an entry that is gone.
     pub(super) fn remove(&mut self, key: &str) {
         self.skipped.remove(&shortened(key));
-        if let Ok(subnets) = parse_key(key) {
-            self.leases.remove(&subnets);
+        if let Ok(subnets) = parse_key(key)
+            && self.leases.get(&subnets).is_some()
+        {
+            Arc::make_mut(&mut self.leases).remove(&subnets);
         }
     }
 }
@@ -155,8 +163,8 @@ impl Publisher {
                 snapshot.given = listing.given;
                 changed = true;
             }
-            if snapshot.leases.as_deref() != Some(&listing.leases) {
-                snapshot.leases = Some(Arc::new(listing.leases.clone()));
+            if snapshot.leases.as_ref() != Some(&listing.leases) {
+                snapshot.leases = Some(listing.leases.clone());
                 changed = true;
             }
             changed

@@ -7,10 +7,9 @@ use crate::store::StoreError;
 use ipam::regular_file::read_bounded;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, DirEntry, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -35,7 +34,25 @@ impl Stamp {
         let changed = (metadata.ctime(), metadata.ctime_nsec());
         Stamp { file: (metadata.dev(), metadata.ino()), size: metadata.size(), changed }
     }
+
+    fn of_entry(file: &DirEntry) -> Option<Self> {
+        // By the directory, which saves the walk along the path; but what a link says of itself is nothing of the lease.
+        let metadata = if file.file_type().ok()?.is_symlink() { fs::metadata(file.path()) } else { file.metadata() };
+        metadata.map(|metadata| Stamp::of(&metadata)).ok()
+    }
 }
+
+/// What is remembered of a lease file.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sight {
+    /// none: it could not be read
+    pub(super) stamp: Option<Stamp>,
+    /// end of the lease, as long as it is in force; none: a reservation, or no lease
+    pub(super) end: Option<SystemTime>,
+}
+
+/// All lease files as they were last seen, by name.
+pub(super) type Sights = BTreeMap<Box<str>, Sight>;
 
 /// Where the leases are.
 #[derive(Clone, Debug)]
@@ -105,42 +122,44 @@ impl Directory {
 
     /// All lease files, parsed or not.
     pub(super) fn list(&self) -> Result<Vec<Entry>, StoreError> {
-        self.changes(&BTreeMap::new()).map(|(entries, _)| entries)
+        self.changes(&Sights::new()).map(|(entries, _)| entries)
+    }
+
+    /// That of the lease directory itself, which is another one after any file was made, renamed or removed in it.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        fs::metadata(self.subnets()).map(|metadata| Stamp::of(&metadata)).ok()
     }
 
     /// The lease files that are otherwise than `known`, parsed or not, and the names of those that are gone. What has a name
     /// that is no text is no lease.
-    pub(super) fn changes(&self, known: &BTreeMap<String, Stamp>) -> Result<(Vec<Entry>, Vec<String>), StoreError> {
-        let subnets = self.subnets();
-        let mut gone: BTreeSet<&String> = known.keys().collect();
-        let mut changed = Vec::new();
-        for name in self.names()? {
-            let Ok(key) = name.into_string() else { continue };
-            gone.remove(&key);
-            let stamp = fs::metadata(subnets.join(&key)).map(|metadata| Stamp::of(&metadata)).ok();
-            if stamp.is_none() || stamp.as_ref() != known.get(&key) {
-                // None: renamed or removed since the directory was read.
-                changed.extend(self.read(&key)?);
-            }
-        }
-        Ok((changed, gone.into_iter().cloned().collect()))
-    }
-
-    /// The names in the lease directory.
-    fn names(&self) -> Result<Vec<OsString>, StoreError> {
+    pub(super) fn changes(&self, known: &Sights) -> Result<(Vec<Entry>, Vec<String>), StoreError> {
         let subnets = self.subnets();
         let listing = |error: io::Error| failed("listing", &subnets, &error);
-        let mut names = Vec::new();
+        let (mut changed, mut number, mut there) = (Vec::new(), 0, 0);
         for file in fs::read_dir(&subnets).map_err(listing)? {
-            if names.len() == MAX_ENTRIES {
+            let file = file.map_err(listing)?;
+            number += 1;
+            if number > MAX_ENTRIES {
                 return Err(StoreError::Unavailable(format!(
                     "{} has more than {MAX_ENTRIES} files: remove those that are no leases",
                     subnets.display()
                 )));
             }
-            names.push(file.map_err(listing)?.file_name());
+            let Ok(key) = file.file_name().into_string() else { continue };
+            let (sight, stamp) = (known.get(key.as_str()), Stamp::of_entry(&file));
+            there += usize::from(sight.is_some());
+            if stamp.is_none() || stamp != sight.and_then(|sight| sight.stamp) {
+                // None: renamed or removed since the directory was read.
+                changed.extend(self.read(&key)?);
+            }
         }
-        Ok(names)
+        if there == known.len() {
+            return Ok((changed, Vec::new()));
+        }
+        let is_gone = |key: &&str| {
+            fs::symlink_metadata(subnets.join(key)).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        Ok((changed, known.keys().map(Box::as_ref).filter(is_gone).map(str::to_owned).collect()))
     }
 
     /// One lease file. None: there is none. What is no readable file is a malformed entry, which hides no other.

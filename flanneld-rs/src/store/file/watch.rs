@@ -1,20 +1,23 @@
 //! Following the lease directory. A notification only wakes: what counts is the list that is read after it.
 
-use super::directory::Stamp;
+use super::directory::{Sight, Sights, Stamp};
 use super::record::Entry;
 use super::{FileStore, aside};
 use crate::store::StoreError;
 use crate::store::snapshot::{Listing, Publisher};
 use futures::{FutureExt, StreamExt};
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-/// A list without an event, in case a notification was lost or the file system sends none.
+/// A look without an event, in case the file system sends none.
 const RELIST: Duration = Duration::from_secs(10);
+/// But all files are looked at this often only while no name in the directory has changed, which daemons always do: somebody
+/// may have written into a file in place.
+const WHOLE: Duration = Duration::from_secs(60);
 /// Between attempts while the directory is unusable.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -45,7 +48,7 @@ async fn follow_directory(store: &FileStore, publisher: &Publisher) -> String {
         publisher.live(&files.listing);
         let wait = next_end.map_or(RELIST, |end| end.duration_since(SystemTime::now()).unwrap_or_default().min(RELIST));
         look = match tokio::time::timeout(wait, notifications.next()).await {
-            Err(_) => Look::All,
+            Err(_) => Look::Due,
             Ok(Some(Ok(event))) => {
                 let mut masks = event.mask;
                 let mut names = BTreeSet::from_iter(event.name);
@@ -72,6 +75,8 @@ async fn follow_directory(store: &FileStore, publisher: &Publisher) -> String {
 /// What is to be looked at.
 enum Look {
     All,
+    /// all, if there may be something that nobody has told of
+    Due,
     At(Vec<String>),
 }
 
@@ -79,36 +84,40 @@ enum Look {
 #[derive(Default)]
 struct Files {
     listing: Listing,
-    stamps: BTreeMap<String, Stamp>,
-    /// ends of the leases in the listing
-    ends: BTreeMap<String, SystemTime>,
+    seen: Sights,
+    /// the directory before all of it was looked at, and when that was
+    whole: Option<(Option<Stamp>, Instant)>,
 }
 
 impl Files {
     async fn look(&mut self, store: &FileStore, look: Look) -> Result<(), StoreError> {
         let directory = store.directory.clone();
-        let stamps = std::mem::take(&mut self.stamps);
-        let (stamps, found) = aside(move || {
-            let found = match look {
-                Look::All => directory.changes(&stamps)?,
-                Look::At(keys) => {
-                    let (mut entries, mut gone) = (Vec::new(), Vec::new());
-                    for key in keys {
-                        match directory.read(&key)? {
-                            Some(entry) => entries.push(entry),
-                            None => gone.push(key),
-                        }
+        let (seen, whole) = (std::mem::take(&mut self.seen), self.whole);
+        let (seen, whole, found) = aside(move || {
+            if let Look::At(keys) = look {
+                let (mut entries, mut gone) = (Vec::new(), Vec::new());
+                for key in keys {
+                    match directory.read(&key)? {
+                        Some(entry) => entries.push(entry),
+                        None => gone.push(key),
                     }
-                    (entries, gone)
                 }
-            };
-            Ok((stamps, found))
+                return Ok((seen, whole, (entries, gone)));
+            }
+            let (now, stamp) = (Instant::now(), directory.stamp());
+            let is_same = |(before, then): (Option<Stamp>, Instant)| before == stamp && now - then < WHOLE;
+            if matches!(look, Look::Due) && stamp.is_some() && whole.is_some_and(is_same) {
+                return Ok((seen, whole, Default::default()));
+            }
+            let found = directory.changes(&seen)?;
+            Ok((seen, Some((stamp, now)), found))
         })
         .await?;
-        self.stamps = stamps;
+        (self.seen, self.whole) = (seen, whole);
         let (entries, gone) = found;
         for key in gone {
-            self.forget(&key);
+            self.seen.remove(key.as_str());
+            self.listing.remove(&key);
         }
         for entry in entries {
             self.take(entry, store.ttl);
@@ -116,31 +125,26 @@ impl Files {
         Ok(())
     }
 
-    fn forget(&mut self, key: &str) {
-        self.stamps.remove(key);
-        self.ends.remove(key);
-        self.listing.remove(key);
-    }
-
     fn take(&mut self, entry: Entry, ttl: Duration) {
-        self.forget(&entry.key);
-        self.stamps.extend(entry.stamp.map(|stamp| (entry.key.clone(), stamp)));
-        if entry.record.is_ok() {
-            let end = entry.claim(ttl).and_then(|(_, _, end)| end);
-            self.ends.extend(end.map(|end| (entry.key.clone(), end)));
-        }
+        let end = if entry.record.is_ok() { entry.claim(ttl).and_then(|(_, _, end)| end) } else { None };
+        self.seen.insert(entry.key.as_str().into(), Sight { stamp: entry.stamp, end });
         self.listing.put(&entry.key, entry.record.map(|record| record.lease));
     }
 
     /// Takes out the leases whose time is over, and returns when the next one's is.
     fn end_leases(&mut self, now: SystemTime) -> Option<SystemTime> {
-        let over: Vec<String> = self.ends.iter().filter(|(_, end)| **end <= now).map(|(key, _)| key.clone()).collect();
-        for key in over {
-            tracing::debug!("lease {key} has expired");
-            self.ends.remove(&key);
-            self.listing.remove(&key);
+        let mut next: Option<SystemTime> = None;
+        for (key, sight) in &mut self.seen {
+            let Some(end) = sight.end else { continue };
+            if end <= now {
+                tracing::debug!("lease {key} has expired");
+                sight.end = None;
+                self.listing.remove(key);
+            } else if next.is_none_or(|next| end < next) {
+                next = Some(end);
+            }
         }
-        self.ends.values().min().copied()
+        next
     }
 }
 

@@ -84,6 +84,15 @@ impl Roster {
             return false;
         }
         let after = lease.map(Arc::new);
+        if let Some(lease) = &after
+            && !self.leases.contains_key(name)
+            && self.listing.leases.get(&lease.subnets).is_none()
+        {
+            // Nobody else claims it, as nearly always: no search, which a first list of thousands would not bear.
+            Arc::make_mut(&mut self.listing.leases).insert(lease.clone());
+            self.leases.insert(name.into(), lease.clone());
+            return true;
+        }
         let seats = [self.leases.get(name), after.as_ref()].map(|lease| lease.map(|lease| lease.subnets));
         match after {
             Some(lease) => drop(self.leases.insert(name.into(), lease)),
@@ -96,9 +105,10 @@ impl Roster {
     /// Subnets that two nodes claim, as when a machine came back under another name, are the first one's by name: whichever
     /// was heard of first, and until that one goes.
     fn settle(&mut self, subnets: &Subnets) {
+        let listed = Arc::make_mut(&mut self.listing.leases);
         match self.leases.values().find(|lease| lease.subnets == *subnets) {
-            Some(holder) => drop(self.listing.leases.insert(holder.clone())),
-            None => drop(self.listing.leases.remove(subnets)),
+            Some(holder) => drop(listed.insert(holder.clone())),
+            None => drop(listed.remove(subnets)),
         }
     }
 }
