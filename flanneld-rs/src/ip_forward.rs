@@ -92,12 +92,13 @@ impl IpForward {
     pub fn switch_on(&self, family: Family, uplinks: &BTreeSet<&str>) -> Result<Option<String>, String> {
         let switch = switch(family);
         let is_on = sysctl::get(switch).is_ok_and(|value| value == "1");
-        let deaf = if family == Family::V6 { self.going_deaf(is_on, uplinks)? } else { BTreeSet::new() };
+        // What is not going to be changed ends nothing, and must not be given back.
+        let writable = sysctl::settable(switch, "1").is_ok();
+        let deaf = if family == Family::V6 && writable { self.going_deaf(is_on, uplinks)? } else { BTreeSet::new() };
         if is_on && deaf.is_empty() {
             return Ok(None);
         }
-        // What is not going to be changed must not be given back.
-        let recorded = if sysctl::settable(switch, "1").is_ok() { self.record(family, &deaf) } else { Ok(()) };
+        let recorded = if writable { self.record(family, &deaf) } else { Ok(()) };
         // First, for the kernel forgets what it knows from routers with the switch.
         let hearing = deaf.iter().map(|device| (advertisements::accept_ra(device), advertisements::ALWAYS));
         for (key, value) in hearing.chain((!is_on).then_some((switch.to_owned(), "1"))) {

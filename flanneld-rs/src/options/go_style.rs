@@ -4,7 +4,7 @@
 
 use clap::Command;
 
-/// The arguments of the process, first of which is its name, in the one form that clap takes in no other way.
+/// The arguments of the process, first of which is its name, in the one form that means the same to clap.
 pub(super) fn arguments(command: &Command, args: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut args = args.into_iter();
     let mut all: Vec<String> = args.next().into_iter().collect();
