@@ -7,12 +7,7 @@ fuzz_target!(|data: &[u8]| {
     let mut parts = data.split(|byte| *byte == 0);
     let config = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
     let parts: Vec<&[u8]> = parts.collect();
-    let leases: Vec<(String, &[u8])> = parts
-        .chunks(2)
-        .filter_map(|parts| {
-            let value = parts.get(1).copied()?;
-            Some((String::from_utf8_lossy(parts.first()?).into_owned(), value))
-        })
-        .collect();
+    let leases: Vec<(String, &[u8])> =
+        parts.chunks_exact(2).map(|pair| (String::from_utf8_lossy(pair[0]).into_owned(), pair[1])).collect();
     flanneld_rs::fuzzing::peers(&config, &leases);
 });
