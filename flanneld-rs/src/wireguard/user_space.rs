@@ -171,12 +171,15 @@ impl Shared {
         lock(&self.awake).push(Arc::downgrade(peer.shared_session()));
     }
 
-    /// Shows `look` all sessions that have a clock; those for which it returns false need none any more. Not under the lock,
-    /// which others take while they have that of a session.
-    fn keep_awake(&self, mut look: impl FnMut(&mut Session) -> bool) {
+    /// Shows `look` all sessions that have a clock; those for which it returns false need none any more. Returns their number.
+    /// Not under the lock, which others take while they have that of a session.
+    fn keep_awake(&self, mut look: impl FnMut(&mut Session) -> bool) -> usize {
         let mut awake = std::mem::take(&mut *lock(&self.awake));
+        let before = awake.len();
         awake.retain(|session| session.upgrade().is_some_and(|session| look(&mut lock(&session))));
+        let asleep = before - awake.len();
         lock(&self.awake).append(&mut awake);
+        asleep
     }
 
     /// Waits for something to read, at most for `limit`. False: the thread shall end.

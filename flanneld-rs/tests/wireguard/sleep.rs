@@ -1,9 +1,9 @@
 //! Sessions in which nothing moves, of which nothing is kept but what must not be forgotten.
 
 use crate::node::{DEVICE, Node, PORT, eventually, identity, pair, passes, pod, underlay, wired};
-use flanneld_rs::wireguard::{Identity, Tunnels};
+use flanneld_rs::wireguard::Tunnels;
 use kernel::Route;
-use kernel::wireguard::{PublicKey, Remote, SecretKey};
+use kernel::wireguard::{PublicKey, Remote};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -48,22 +48,35 @@ fn take(relay: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
     Some((buffer[..length].to_vec(), if from == one { two } else { one }))
 }
 
+/// A node with so many peers, of which none exists.
+fn alone_among(peers: u32) -> Node {
+    let mut node = Node::new(1);
+    for number in 1..=peers {
+        let endpoint = SocketAddr::new(underlay(9), PORT);
+        let remote = Remote { preshared_key: None, endpoint, keepalive: 0 };
+        node.overlay.peers.insert((DEVICE.into(), key_of(number)), remote);
+        let subnet = ipnetwork::IpNetwork::new(pod_of(number, 0), 24).unwrap();
+        node.overlay.allowed.insert((DEVICE.into(), subnet), key_of(number));
+    }
+    let route = Route { via: None, dev: DEVICE.into(), onlink: false };
+    node.overlay.routes.insert("10.128.0.0/9".parse().unwrap(), route);
+    node
+}
+
+fn key_of(number: u32) -> PublicKey {
+    let mut key = [7; 32];
+    key[..4].copy_from_slice(&number.to_be_bytes());
+    PublicKey(key)
+}
+
+fn pod_of(number: u32, host: u32) -> IpAddr {
+    Ipv4Addr::from(u32::from_be_bytes([10, 128, 0, 0]) + (number << 8) + host).into()
+}
+
 #[test]
 fn thousands_of_peers_that_are_silent_need_no_sessions() {
     const PEERS: u32 = 5000;
-    let mut node = Node::new(1);
-    let overlay = &mut node.overlay;
-    for number in 1..=PEERS {
-        let key = Identity::new(SecretKey::new([&number.to_be_bytes()[..], &[7; 28]].concat().try_into().unwrap()));
-        let endpoint = SocketAddr::new(underlay(9), PORT);
-        let remote = Remote { preshared_key: None, endpoint, keepalive: 0 };
-        overlay.peers.insert((DEVICE.into(), key.public_key), remote);
-        let subnet = IpAddr::from(Ipv4Addr::from(u32::from_be_bytes([10, 128, 0, 0]) + (number << 8)));
-        let subnet = ipnetwork::IpNetwork::new(subnet, 24).unwrap();
-        overlay.allowed.insert((DEVICE.into(), subnet), key.public_key);
-    }
-    let route = Route { via: None, dev: DEVICE.into(), onlink: false };
-    overlay.routes.insert("10.128.0.0/9".parse().unwrap(), route);
+    let mut node = alone_among(PEERS);
     node.reconcile();
     assert_eq!(node.tunnels.found(DEVICE).unwrap().len(), PEERS as usize);
     // Several looks at the clock.
@@ -71,10 +84,49 @@ fn thousands_of_peers_that_are_silent_need_no_sessions() {
     assert_eq!(node.tunnels.awake(DEVICE), 0);
     let from = node.socket([0, 0, 0, 0], 0);
     for number in [1, PEERS] {
-        let pod = Ipv4Addr::from(u32::from_be_bytes([10, 128, 0, 1]) + (number << 8));
-        from.send_to(b"hello", (pod, 4000)).unwrap();
+        from.send_to(b"hello", (pod_of(number, 1), 4000)).unwrap();
     }
     eventually("two sessions", || node.tunnels.awake(DEVICE) == 2);
+}
+
+/// Also where one of ten stays, so that no large piece of memory is free.
+#[test]
+fn what_sessions_had_in_memory_goes_back() {
+    const ALONE: &str = "WITHOUT_OTHER_TESTS";
+    if std::env::var_os(ALONE).is_none() {
+        // Others need memory, too.
+        #[allow(clippy::disallowed_methods, reason = "the product starts no process; this test wants one for itself")]
+        let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+        itself.args(["--exact", "sleep::what_sessions_had_in_memory_goes_back", "--nocapture"]);
+        assert!(itself.env(ALONE, "1").status().unwrap().success());
+        return;
+    }
+    const PEERS: usize = 1000;
+    let mut node = alone_among(PEERS as u32);
+    node.reconcile();
+    let before = resident();
+    node.overlay.peers.values_mut().for_each(|peer| peer.keepalive = 3600);
+    node.reconcile();
+    eventually("a session with each", || node.tunnels.awake(DEVICE) == PEERS);
+    let most = resident();
+    assert!(most > before + 4096, "{most} KiB after {before} KiB: sessions weigh less than this test thinks");
+    node.overlay.peers.values_mut().enumerate().for_each(|(number, peer)| {
+        peer.keepalive = if number % 10 == 0 { 3600 } else { 0 };
+    });
+    node.reconcile();
+    let half = before + (most - before) / 2;
+    eventually("most of it is free", || {
+        std::thread::sleep(Duration::from_millis(50));
+        resident() < half
+    });
+    println!("{before} KiB, with {PEERS} sessions {most} KiB, then {} KiB", resident());
+}
+
+/// What this process has in memory, in KiB (proc(5)).
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// What is sent while hands are shaken again arrives, too.

@@ -24,12 +24,14 @@ const LONGEST: usize = 65_536;
 const TICK: Duration = Duration::from_millis(500);
 /// Handshakes that are begun in one tick with peers to whom nothing is sent: what they cost others is rationed there.
 pub(super) const GREETINGS: usize = 200;
+/// Sessions whose memory, 15 KB each, is worth looking for all over the heap.
+const MANY: usize = 200;
 
 /// Carries packets until the device is gone or `stop` is closed.
 pub(super) fn run(shared: &Shared, stop: &PipeReader) {
     let mut buffer = vec![0; LONGEST];
     let (merge, replies) = (Merge::new(), Datagrams::new(shared));
-    let mut inbound = Inbound { shared, plain: vec![0; LONGEST], merge, replies, greetings: GREETINGS };
+    let mut inbound = Inbound { shared, plain: vec![0; LONGEST], merge, replies, greetings: GREETINGS, asleep: 0 };
     let mut next_tick = Instant::now();
     loop {
         let pause = next_tick.saturating_duration_since(Instant::now());
@@ -95,6 +97,8 @@ struct Inbound<'a> {
     replies: Datagrams<'a>,
     /// handshakes that may still begin before the next tick
     greetings: usize,
+    /// sessions that have fallen asleep since the allocator gave back what they had
+    asleep: usize,
 }
 
 impl Inbound<'_> {
@@ -168,7 +172,7 @@ impl Inbound<'_> {
 
     fn tick(&mut self) {
         self.shared.identity.limiter.reset_count();
-        self.shared.keep_awake(|session| {
+        self.asleep += self.shared.keep_awake(|session| {
             let (to, mut lives) = (session.endpoint, false);
             self.replies.add(to, 0, |room| {
                 let written = session.tick(self.shared.rest, room);
@@ -177,6 +181,10 @@ impl Inbound<'_> {
             });
             lives
         });
+        if self.asleep >= MANY {
+            self.asleep = 0;
+            kernel::memory::give_back();
+        }
         self.greetings = GREETINGS;
         for peer in self.shared.newcomers(GREETINGS) {
             self.greet(&mut Line::new(self.shared, &peer));
