@@ -23,7 +23,7 @@ const LONGEST: usize = 65_536;
 /// How often the clocks of the sessions are looked at. They count in seconds.
 const TICK: Duration = Duration::from_millis(500);
 /// Handshakes that are begun in one tick with peers to whom nothing is sent: what they cost others is rationed there.
-pub(super) const GREETINGS: usize = 200;
+const GREETINGS: usize = 200;
 /// Sessions whose memory, 15 KB each, is worth looking for all over the heap.
 const MANY: usize = 200;
 
