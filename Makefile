@@ -1,6 +1,7 @@
 # make demo and make test are the two commands a newcomer needs; each sets up what it wants by itself.
 
-TARGET  := $(shell rustc -vV | sed -n 's/^host: //p')
+HOST    := $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET  := $(HOST)
 DIST    := dist
 BUILT   := $(or $(CARGO_TARGET_DIR),target)
 PREFIX  ?= /usr/local
@@ -21,6 +22,13 @@ STATIC := -C target-feature=+crt-static
 # segments are another twentieth of its size.
 SMALL  := $(STATIC) -C link-arg=-Wl,-z,pack-relative-relocs,-z,noseparate-code,--no-eh-frame-hdr \
           -C link-arg=-Wl,-T,cni-plugin/no-unwinding.ld
+
+# For another processor: make build TARGET=aarch64-unknown-linux-gnu DIST=dist/arm64, after "rustup target add" of it, with
+# Debian's compiler for it (gcc-aarch64-linux-gnu).
+ifneq ($(TARGET),$(HOST))
+LINKER := CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER
+export $(LINKER) ?= $(TARGET:%-unknown-linux-gnu=%-linux-gnu-gcc)
+endif
 
 build:
 	RUSTFLAGS="$(SMALL)" cargo build --locked --target $(TARGET) --profile plugin -p cni-plugin -p ipam
@@ -102,7 +110,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 ARCH    := $(or $(patsubst x86_64-%,amd64,$(filter x86_64-%,$(TARGET))),$(patsubst aarch64-%,arm64,$(filter aarch64-%,$(TARGET))))
 
 # The container image of conf/kubernetes, for ctr image import, podman load, or a registry: $(DIST)/flanneld-rs.image.tar.
-# More processors: build them with TARGET=... DIST=..., and name them in PLATFORMS="amd64=dist arm64=dist/arm64".
+# More processors: build them as above, and name them in PLATFORMS="amd64=dist arm64=dist/arm64".
 PLATFORMS ?= $(ARCH)=$(DIST)
 image: build
 	@$(HARNESS) image -- --output $(DIST)/flanneld-rs.image.tar $(PLATFORMS:%=--platform %)
