@@ -48,7 +48,8 @@ pub fn serve() -> Result<()> {
 
 /// Lets a socket hold what comes while the machine has no time for its reader: a loss is one of the path.
 pub(crate) fn queue(socket: &UdpSocket) -> Result<()> {
-    Ok(setsockopt(socket, sockopt::RcvBufForce, &QUEUE)?)
+    // Without root, in a user namespace, as much as everybody may have.
+    Ok(setsockopt(socket, sockopt::RcvBufForce, &QUEUE).or_else(|_| setsockopt(socket, sockopt::RcvBuf, &QUEUE))?)
 }
 
 /// `[::]` also serves IPv4, unless the kernel has no IPv6.
