@@ -33,7 +33,13 @@ fn commands_name_what_there_is() {
     for command in commands() {
         let words: Vec<&str> = command.split(' ').collect();
         match words[..] {
-            ["make", target] => assert!(makefile.contains(&format!("\n{target}:")), "{command}"),
+            ["make", target, ref settings @ ..] => {
+                assert!(makefile.contains(&format!("\n{target}:")), "{command}");
+                let names = settings.iter().filter_map(|word| word.split_once('=')).map(|(name, _)| name);
+                let mut variables = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_uppercase()));
+                let is_there = |name| makefile.lines().any(|line| line.split([' ', ':', '?']).next() == Some(name));
+                assert!(variables.all(is_there), "{command}");
+            }
             ["ctr", .., "images", "import", archive] => assert!(makefile.contains(archive.trim_start_matches("dist/"))),
             ["kubectl", "apply", "-f", file] => assert!(root.join(file).is_file(), "{command}"),
             ["kubectl", "apply", "-k", overlay] => {
