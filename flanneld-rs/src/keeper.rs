@@ -3,7 +3,7 @@
 
 use crate::family::PerFamily;
 use crate::health::{Condition, Health};
-use crate::lease::{self, Announcement, Lease, Subnets};
+use crate::lease::{self, Announcement, Subnets};
 use crate::reload::Configuration;
 use crate::store::{Contact, Held, LeaseStore, OwnLease, Snapshot, Store, StoreError, Want};
 use crate::wall_clock;
@@ -97,18 +97,21 @@ impl Keeper {
                 Ok(own) => return Ok(own),
                 Err(error @ StoreError::Invalid(_)) if self.former(leases).is_none() => return Err(error),
                 Err(StoreError::Unavailable(why) | StoreError::Invalid(why)) if self.remembered.is_some() => {
-                    if let Some(held) = &self.remembered {
-                        let lease = Lease { subnets: held.lease.subnets, announcement };
-                        self.health.note(REMEMBERED, format!("{} until the store confirms it: {why}", lease.key()));
-                        self.health.set(Condition::Lease, Ok(()));
-                        leases.send_replace(Some(Held::new(lease, held.expires)));
+                    if let Some(held) = &mut self.remembered {
+                        held.lease.announcement = announcement;
+                        let key = held.lease.key();
+                        let (note, condition) = match held.lost {
+                            false => (format!("{key} until the store confirms it: {why}"), Ok(())),
+                            true => (String::new(), Err(format!("{key} was lost, and the store is away: {why}"))),
+                        };
+                        self.health.note(REMEMBERED, note);
+                        self.health.set(Condition::Lease, condition);
+                        leases.send_replace(Some(held.clone()));
                     }
                 }
                 Err(error) => {
                     self.health.set(Condition::Lease, Err(format!("waiting for a subnet lease: {error}")));
-                    leases.send_if_modified(|held| {
-                        held.as_mut().is_some_and(|held| !std::mem::replace(&mut held.lost, true))
-                    });
+                    self.lose(leases);
                 }
             }
             // What the store shows may be what is waited for: a subnet that it has given to this node, or the store itself.
@@ -121,6 +124,21 @@ impl Keeper {
                 Ok(()) = self.snapshots.changed() => pause = (2 * pause).min(LAST_RETRY),
             }
         }
+    }
+
+    /// The store has said that the node has no subnet: what its pods have stays, also from memory, but is given to no other.
+    fn lose(&mut self, leases: &watch::Sender<Option<Held>>) {
+        if let Some(remembered) = &mut self.remembered {
+            remembered.lost = true;
+        }
+        let remembered = &self.remembered;
+        leases.send_if_modified(|held| match held {
+            Some(held) => !std::mem::replace(&mut held.lost, true),
+            None => {
+                held.clone_from(remembered);
+                held.is_some()
+            }
+        });
     }
 
     /// Returns when the lease is lost, with the reason.

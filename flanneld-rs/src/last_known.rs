@@ -61,6 +61,9 @@ struct Document<Leases> {
     #[serde(skip_serializing_if = "Option::is_none")]
     config: Option<String>,
     own: Entry,
+    /// the store has taken it back
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lost: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_ms: Option<u64>,
     /// a file from before it was written has none
@@ -185,8 +188,20 @@ pub async fn record(
                 let listed = leases.get(&own.lease.subnets);
                 listed.is_some_and(|listed| listed.announcement.is_same_node(&own.lease.announcement))
             };
-            let known = own.clone().filter(|own| !own.lost).zip(leases).filter(is_ours);
-            known.map(|(own, leases)| LastKnown { boot, config, own, public, leases })
+            match own.clone() {
+                Some(own) if own.lost => {
+                    // Of the rest, what was known last.
+                    let last = written.as_ref().map(|(last, _)| last.clone()).or_else(|| place.read());
+                    last.filter(|last| last.own.lease.subnets == own.lease.subnets).map(|mut last| {
+                        last.own.lost = true;
+                        last
+                    })
+                }
+                own => {
+                    let known = own.zip(leases).filter(is_ours);
+                    known.map(|(own, leases)| LastKnown { boot, config, own, public, leases })
+                }
+            }
         };
         let standing = written.as_ref().filter(|(last, _)| known.as_ref() == Some(last));
         let refresh = standing.and_then(|(last, at)| last.own.expires.is_none().then_some(*at + REFRESH));
@@ -251,6 +266,7 @@ fn document<'a>(last: &'a LastKnown, store: &str) -> io::Result<Document<OneByOn
         boot: last.boot.clone(),
         config: last.config.clone(),
         own: Entry { key: last.own.lease.key(), value: value(&last.own.lease)? },
+        lost: last.own.lost,
         expires_ms: last.own.expires.and_then(since_epoch).and_then(|time| u64::try_from(time.as_millis()).ok()),
         public: last.public.iter().map(|(_, address)| *address).collect(),
         leases: OneByOne(&last.leases),
@@ -274,7 +290,7 @@ fn parse(text: &[u8]) -> Result<(String, LastKnown), String> {
                 .ok_or_else(|| format!("expires_ms: {ms} is out of bounds"))?,
         ),
     };
-    let own = Held::new(lease(&document.own.key, &document.own.value)?, expires);
+    let own = Held { lost: document.lost, ..Held::new(lease(&document.own.key, &document.own.value)?, expires) };
     let leases = document.leases.iter().map(|(key, value)| lease(key, value));
     let leases = Arc::new(leases.collect::<Result<LeaseTable, _>>()?);
     let public = document.public.iter().map(|address| (Family::of(*address), *address)).collect();
@@ -362,6 +378,29 @@ mod tests {
         assert!(held(past, &boot) && held(future, &boot) && held(None, &boot));
         assert!(held(future, "another"));
         assert!(!held(past, "another") && !held(None, "another"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_store_has_taken_back_is_remembered_as_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(directory.path());
+        let before = last(None, &boot_id().unwrap());
+        place.write(&before).unwrap();
+        let text = before.config.clone();
+        let config = crate::network_config::NetworkConfig::parse(text.as_ref().unwrap()).unwrap();
+        let (_configs, config) = watch::channel(Arc::new(Configuration { config, text }));
+        let (_own, own) = watch::channel(Some(Held { lost: true, ..before.own.clone() }));
+        // The list has it no more.
+        let live = Snapshot { leases: Some(Arc::default()), contact: Contact::Live, ..Snapshot::default() };
+        let (_show, snapshots) = watch::channel(live);
+        let task = tokio::spawn(record(place.clone(), config, own, snapshots, Health::new()));
+        while !place.read().is_some_and(|last| last.own.lost) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let after = place.read().unwrap();
+        assert_eq!((&after.own.lease, &after.leases), (&before.own.lease, &before.leases));
+        assert!(after.still_held(SystemTime::now()).is_some_and(|held| held.lost));
+        task.abort();
     }
 
     #[tokio::test(start_paused = true)]

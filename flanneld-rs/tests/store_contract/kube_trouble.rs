@@ -244,3 +244,25 @@ fn a_lease_of_the_last_life_serves_until_the_cluster_speaks() {
         keeper.until(|held| held.lease.key() == "10.5.9.0-24").await;
     });
 }
+
+#[test]
+fn what_the_cluster_has_taken_back_stays_lost_when_it_falls_silent() {
+    with_two_nodes(async |place| {
+        let api = place.kube();
+        let mut keeper = Running::start(&node(1), api.open("node-1"), config(), None);
+        let lease = keeper.until(|_| true).await;
+        let remembered = keeper.leases.borrow().clone();
+        drop(keeper);
+        // While the daemon was down.
+        api.double_of().delete_node(&api.name("node-1"));
+        let mut keeper = Running::start(&node(1), api.open("node-1"), config(), remembered);
+        assert_eq!(keeper.until(|held| held.lost).await, lease, "its pods are served");
+        api.stop();
+        keeper.until_health(|health| health.as_ref().is_err_and(|why| why.contains("the store is away"))).await;
+        assert!(keeper.leases.borrow().as_ref().unwrap().lost, "and no other gets an address");
+        api.double_of().put_node(&api.name("node-1"), &["10.5.1.0/24"]);
+        api.resume();
+        assert_eq!(keeper.until(|held| !held.lost).await, lease);
+        keeper.until_health(Result::is_ok).await;
+    });
+}
