@@ -20,6 +20,9 @@ const MAX_ENTRIES: usize = 100_000;
 /// How long another daemon may hold the lock. It takes milliseconds; a suspended process holds it for ever.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long ago a directory was changed for the last time that can be told from the next one by its stamp.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// By which a file that was written or replaced is told from what it was, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -33,6 +36,12 @@ impl Stamp {
         // The time of change cannot be set back, unlike that of modification.
         let changed = (metadata.ctime(), metadata.ctime_nsec());
         Stamp { file: (metadata.dev(), metadata.ino()), size: metadata.size(), changed }
+    }
+
+    /// Whether it is so old that another change would have another stamp: clocks of file systems tick slowly, and may be others'.
+    pub(super) fn is_settled(&self, now: SystemTime) -> bool {
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        i64::try_from(since_epoch).is_ok_and(|now| now.saturating_sub(self.changed.0) > SETTLED.as_secs().cast_signed())
     }
 
     fn of_entry(file: &DirEntry) -> Option<Self> {

@@ -85,7 +85,7 @@ enum Look {
 struct Files {
     listing: Listing,
     seen: Sights,
-    /// the directory before all of it was looked at, and when that was
+    /// the directory before all of it was looked at, if it had been in peace, and when that was
     whole: Option<(Option<Stamp>, Instant)>,
 }
 
@@ -104,7 +104,8 @@ impl Files {
                 }
                 return Ok((seen, whole, (entries, gone)));
             }
-            let (now, stamp) = (Instant::now(), directory.stamp());
+            let stamp = directory.stamp().filter(|stamp| stamp.is_settled(SystemTime::now()));
+            let now = Instant::now();
             let is_same = |(before, then): (Option<Stamp>, Instant)| before == stamp && now - then < WHOLE;
             if matches!(look, Look::Due) && stamp.is_some() && whole.is_some_and(is_same) {
                 return Ok((seen, whole, Default::default()));

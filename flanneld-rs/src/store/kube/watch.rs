@@ -188,9 +188,17 @@ impl Follower {
             self.list(fresh()).await?;
         }
         let (mut answer, turn) = self.watch().await?;
-        // Whether the server still knows what came next it tells in its first line, and until then nothing is known anew.
-        if let Ok(line) = timeout(PROMPT, answer.line()).await {
-            self.event(&line?.ok_or(End::Over)?)?;
+        // Whether the server still knows what came next it tells in its first line, and until then nothing is known anew. What
+        // has happened meanwhile comes with it.
+        let mut next = timeout(PROMPT, answer.line()).await.ok();
+        while let Some(line) = next {
+            let Some(line) = line? else {
+                self.publish();
+                return Err(End::Over);
+            };
+            self.event(&line)?;
+            self.good = true;
+            next = answer.line().now_or_never();
         }
         self.publish();
         Ok((answer, turn))
