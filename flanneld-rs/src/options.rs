@@ -35,6 +35,7 @@ pub struct Options {
         env = "FLANNELD_ETCD_ENDPOINTS",
         value_delimiter = ',',
         default_value = "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        overrides_with = "etcd_endpoints",
         global = true
     )]
     pub etcd_endpoints: Vec<String>,
@@ -320,6 +321,12 @@ mod tests {
         assert!(kubernetes.kube_subnet_mgr && kubernetes.set_node_network_unavailable);
         assert_eq!((kubernetes.api_url(), kubernetes.kubeconfig()), (None, Some(&PathBuf::from("/x"))));
         assert!(parse(&["--ip-blackhole-route"]).ip_blackhole_route && !parse(&[]).ip_blackhole_route);
+    }
+
+    #[test]
+    fn the_last_of_several_lists_of_endpoints_counts() {
+        let options = parse(&["--etcd-endpoints=http://a:1,http://b:1", "--etcd-endpoints", "http://c:1,http://d:1"]);
+        assert_eq!(options.etcd_endpoints, ["http://c:1", "http://d:1"]);
     }
 
     #[test]

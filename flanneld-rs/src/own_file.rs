@@ -23,7 +23,11 @@ pub(crate) fn replace(
         write(&mut out)?;
         out.into_inner().map_err(IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&draft, path)?;
-        File::open(directory)?.sync_all()
+        match File::open(directory)?.sync_all() {
+            // A file system that has no such thing for directories.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => Ok(()),
+            synced => synced,
+        }
     };
     replace().inspect_err(|_| drop(fs::remove_file(&draft)))
 }

@@ -1,6 +1,6 @@
 //! The command line as Go's flag package reads it, since existing units and manifests are written for that: `-name` is `--name`,
-//! what follows a flag that has a value is the value, whatever it begins with, the last of several values counts, and an empty
-//! one is the default, which it is for each text of flannel's that may be empty.
+//! what follows a flag that has a value is the value, whatever it begins with, the last of several values counts, but where flannel
+//! collects them (`--iface`, `--iface-regex`), and an empty one is as none.
 
 use clap::Command;
 
