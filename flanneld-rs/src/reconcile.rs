@@ -236,7 +236,7 @@ impl Reconciler {
     }
 
     fn overlay(&mut self, cause: Cause, source: Source, wake: Wake) -> Result<(), String> {
-        self.scope.own = cause.own.subnets.iter().map(|(_, subnet)| *subnet).collect();
+        let own: Vec<IpNetwork> = cause.own.subnets.iter().map(|(_, subnet)| *subnet).collect();
         let in_words = |error: kernel::Error| error.to_string();
         let (mut standing, is_routine) = match self.standing.take() {
             // Where nothing in particular was told, it nearly always stands.
@@ -245,12 +245,13 @@ impl Reconciler {
                 let mut desired = cause.desired(&self.backend, &self.config.networks());
                 if self.policy.refuse_own {
                     // As flannel's, but behind every route of others, so that a bridge may come later.
-                    let own = self.scope.own.iter().map(|subnet| (*subnet, RouteKind::Blackhole));
-                    desired.overlay.refusals.extend(own);
+                    desired.overlay.refusals.extend(own.iter().map(|subnet| (*subnet, RouteKind::Blackhole)));
                 }
                 (Standing { cause, desired }, false)
             }
         };
+        // A predecessor's blackhole looks like anybody's: what comes after us is not taken for one.
+        self.scope.own = if self.took_over { Vec::new() } else { own };
         let wanted = &mut standing.desired.overlay;
         let mut changes = Vec::new();
         if !is_routine || !kernel::is_intact(&mut self.netlink, &self.scope, wanted).map_err(in_words)? {

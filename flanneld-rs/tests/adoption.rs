@@ -70,12 +70,17 @@ fn adopt_and_uninstall(neighbour: &Netns, dir: &Path) {
     run("ip", &["address", "add", "10.5.1.1/24", "dev", "cbr0"]);
     assert!(run("ip", &["route", "get", "10.5.1.9"]).contains("dev cbr0"));
     run("ip", &["link", "delete", "cbr0"]);
-    // Made again by one who does not know that it is there, or of the flannel that ran before a start without the flag.
+    // Of the flannel that ran before a start without the flag.
     run("ip", &["route", "add", "blackhole", "10.5.1.0/24"]);
     let mut without = self::reconciler(&options, predecessors.mac, false);
     without.announcement().unwrap();
     assert!(without.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", without.health.ready());
     assert_eq!(blackholes(), others);
+    // What comes later is an administrator's.
+    run("ip", &["route", "add", "blackhole", "10.5.1.0/24"]);
+    assert!(without.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", without.health.ready());
+    assert_eq!(blackholes(), format!("blackhole 10.5.1.0/24 \n{others}"));
+    run("ip", &["route", "delete", "blackhole", "10.5.1.0/24"]);
     assert!(reconciler.pass(&own, &leases, Source::Store, Wake::EVERYTHING), "{:?}", reconciler.health.ready());
     assert_eq!(blackholes(), format!("{ours}{others}"));
 
