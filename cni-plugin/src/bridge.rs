@@ -111,7 +111,7 @@ fn configure_bridge(
 pub(crate) fn forward(host: &mut Netlink, gateway: IpAddr) -> kernel::Result<()> {
     let key = if gateway.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
     if gateway.is_ipv6() && sysctl::get(key).is_ok_and(|value| value == "0") {
-        let heard = advertisements::heard_on(host)?;
+        let heard = advertisements::heard(host)?.on;
         for device in heard.iter().filter(|device| advertisements::end_with_forwarding(device)) {
             sysctl::set(&advertisements::accept_ra(device), advertisements::ALWAYS)?;
         }

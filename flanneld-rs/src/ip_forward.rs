@@ -6,7 +6,8 @@
 //! since stays as it is.
 //!
 //! A node that forwards IPv6 hears no router advertisements any more, which may be where it has its own way out from
-//! ([`kernel::advertisements`]). Devices on which it hears them go on doing so, as long as forwarding is on by us.
+//! ([`kernel::advertisements`]). Devices on which it hears them, or may just not have heard them yet, go on doing so, as long
+//! as forwarding is on by us.
 
 use crate::family::Family;
 use crate::own_file::{left_of, replace};
@@ -84,8 +85,9 @@ impl IpForward {
         self.file.as_deref().map(left_of).unwrap_or_default()
     }
 
-    /// Switches forwarding of a family on, if it is off, and keeps the node hearing its routers, at least on the devices
-    /// `uplinks`. A record that cannot be written is no reason to leave it off. Returns what people should know of it.
+    /// Switches forwarding of a family on, if it is off, and keeps the node hearing its routers, where it has no way out of its
+    /// own also on the devices `uplinks`. Neither a record that cannot be used nor a device that cannot be told to go on hearing
+    /// is a reason to leave it off. Returns what people should know of it.
     ///
     /// # Errors
     /// What the kernel refuses.
@@ -94,33 +96,53 @@ impl IpForward {
         let is_on = sysctl::get(switch).is_ok_and(|value| value == "1");
         // What is not going to be changed ends nothing, and must not be given back.
         let writable = sysctl::settable(switch, "1").is_ok();
-        let deaf = if family == Family::V6 && writable { self.going_deaf(is_on, uplinks)? } else { BTreeSet::new() };
-        if is_on && deaf.is_empty() {
-            return Ok(None);
-        }
-        let recorded = if writable { self.record(family, &deaf) } else { Ok(()) };
-        // First, for the kernel forgets what it knows from routers with the switch.
-        let hearing = deaf.iter().map(|device| (advertisements::accept_ra(device), advertisements::ALWAYS));
-        for (key, value) in hearing.chain((!is_on).then_some((switch.to_owned(), "1"))) {
-            if let Some(left) = set_if_writable(&key, value).map_err(|error| error.to_string())? {
-                return Ok(Some(left));
+        let mut told = Vec::new();
+        let mut deaf = BTreeSet::new();
+        if family == Family::V6 && writable {
+            match self.going_deaf(is_on, uplinks) {
+                Ok(devices) => deaf = devices,
+                Err(error) => told.push(format!("it is not known where this node hears IPv6 routers: {error}")),
             }
-            tracing::info!("{family} forwarding: {key} is {value} now");
         }
-        Ok(recorded.err().map(|error| format!("{switch} is 1 now, and uninstall will not know what it was: {error}")))
+        if writable
+            && (!is_on || !deaf.is_empty())
+            && let Err(error) = self.record(family, &deaf)
+        {
+            told.push(format!("{switch} is 1 now, and uninstall will not know what it was: {error}"));
+        }
+        // First, for the kernel forgets what it knows from routers with the switch.
+        for device in deaf {
+            let key = advertisements::accept_ra(&device);
+            match set_if_writable(&key, advertisements::ALWAYS) {
+                Ok(None) => tracing::info!("{device} goes on hearing IPv6 routers: {key} is 2 now"),
+                Ok(Some(left)) => told.push(left),
+                Err(error) => told.push(error.to_string()),
+            }
+        }
+        if !is_on {
+            match set_if_writable(switch, "1").map_err(|error| error.to_string())? {
+                None => tracing::info!("{family} forwarding: {switch} is 1 now"),
+                Some(left) => told.push(left),
+            }
+        }
+        Ok(Some(told.join("; ")).filter(|told| !told.is_empty()))
     }
 
     /// The devices that hear routers, and do so no more once the node forwards by us.
     fn going_deaf(&self, is_on: bool, uplinks: &BTreeSet<&str>) -> Result<BTreeSet<String>, String> {
-        let mut devices: BTreeSet<String> = uplinks.iter().map(|&device| device.to_owned()).collect();
+        let mut devices = BTreeSet::new();
         if is_on {
             // Where somebody else has switched it on, it is as he would have it.
             let record = self.record_of_now()?.filter(|record| record.switches.contains_key(switch(Family::V6)));
-            let Some(record) = record else { return Ok(BTreeSet::new()) };
-            devices.extend(record.hearing);
+            devices.extend(record.into_iter().flat_map(|record| record.hearing));
         } else {
-            let heard = Netlink::open().and_then(|mut netlink| advertisements::heard_on(&mut netlink));
-            devices.extend(heard.map_err(|error| error.to_string())?);
+            let heard = Netlink::open().and_then(|mut netlink| advertisements::heard(&mut netlink));
+            let heard = heard.map_err(|error| error.to_string())?;
+            if !heard.has_own_way_out {
+                // Early after a boot routers may not have spoken yet.
+                devices.extend(uplinks.iter().map(|&device| device.to_owned()));
+            }
+            devices.extend(heard.on);
         }
         devices.retain(|device| advertisements::end_with_forwarding(device));
         Ok(devices)

@@ -13,7 +13,7 @@ use flanneld_rs::options::Options;
 use flanneld_rs::reconcile::{Reconciler, Source};
 use flanneld_rs::uninstall::{Outcome, uninstall};
 use flanneld_rs::uplink::Choice;
-use kernel::netlink::{LinkChange, Netlink, VethSpec};
+use kernel::netlink::{LinkChange, Netlink, RouteSpec, VethSpec};
 use kernel::netns::Netns;
 use kernel::sysctl;
 use kernel::watch::Wake;
@@ -33,6 +33,8 @@ const ACCEPT_RA: &str = "net/ipv6/conf/eth0/accept_ra";
 const FORWARDING: &str = "net/ipv6/conf/all/forwarding";
 /// linux/rtnetlink.h: RTPROT_RA
 const FROM_A_ROUTER: u8 = 9;
+/// RTPROT_STATIC
+const STATIC: u8 = 4;
 
 /// A router on the other end of eth0.
 struct Router {
@@ -171,13 +173,29 @@ fn devices_that_no_router_speaks_on_and_forwarding_of_others_are_left_alone() {
         assert_eq!(ip_forward.switch_on(Family::V6, &BTreeSet::new()), Ok(None));
         let settings = || ["eth0", "eth1"].map(|device| get(&kernel::advertisements::accept_ra(device)));
         assert_eq!(settings(), ["2", "1"]);
-        // One that comes later becomes the uplink.
+        // One that comes later is not ours to change.
         assert_eq!(ip_forward.switch_on(Family::V6, &["eth1"].into()), Ok(None));
-        assert_eq!(settings(), ["2", "2"]);
+        assert_eq!(settings(), ["2", "1"]);
         // Switched off behind our back: what it was is given back all the same.
         sysctl::set(FORWARDING, "0").unwrap();
         let back: Vec<String> = ip_forward.to_return().unwrap().settings.into_iter().map(|back| back.key).collect();
-        assert_eq!(back, ["eth0", "eth1"].map(kernel::advertisements::accept_ra));
+        assert_eq!(back, [kernel::advertisements::accept_ra("eth0")]);
+        // Routers of the uplink may speak later, unless the way out is another one.
+        let way_out = RouteSpec {
+            dst: "::/0".parse().unwrap(),
+            dev: Some(netlink.link("eth1").unwrap().unwrap().index),
+            protocol: STATIC,
+            metric: Some(2048),
+            ..RouteSpec::default()
+        };
+        netlink.add_route(&way_out).unwrap();
+        assert_eq!(ip_forward.switch_on(Family::V6, &["eth1"].into()), Ok(None));
+        assert_eq!(settings(), ["2", "1"]);
+        assert!(netlink.delete_route(&way_out).unwrap());
+        sysctl::set(FORWARDING, "0").unwrap();
+        assert_eq!(ip_forward.switch_on(Family::V6, &["eth1"].into()), Ok(None));
+        assert_eq!(settings(), ["2", "2"]);
+        sysctl::set(FORWARDING, "0").unwrap();
 
         // An administrator's forwarding, with its consequences.
         sysctl::set(ACCEPT_RA, "1").unwrap();

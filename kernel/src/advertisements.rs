@@ -3,7 +3,7 @@
 //! and the default routes that they have brought go at once (`rt6_purge_dflt_routers`). With 2 everything stays as it was.
 
 use crate::Result;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, RouteKind};
 use crate::sysctl;
 use std::collections::BTreeSet;
 
@@ -25,18 +25,40 @@ pub fn end_with_forwarding(device: &str) -> bool {
     sysctl::get(&accept_ra(device)).is_ok_and(|value| value == UNLESS_FORWARDING)
 }
 
-/// The devices that have something of a router's, or may have: a route that an advertisement has brought, or an IPv6 address
-/// with a lifetime.
-pub fn heard_on(netlink: &mut Netlink) -> Result<BTreeSet<String>> {
-    let found = netlink.fold_main_routes(|found: &mut BTreeSet<u32>, route| {
-        found.extend(route.dev.filter(|_| route.protocol == FROM_A_ROUTER));
+/// What there is of routers in the namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// devices that have something of a router's, or may have: a route that an advertisement has brought, or an IPv6 address
+    /// with a lifetime
+    pub on: BTreeSet<String>,
+    /// there is an IPv6 default route that none of them has brought
+    pub has_own_way_out: bool,
+}
+
+/// What has been heard of routers.
+pub fn heard(netlink: &mut Netlink) -> Result<Heard> {
+    #[derive(Default)]
+    struct Routes {
+        devices: BTreeSet<u32>,
+        has_own_way_out: bool,
+    }
+    let found = netlink.fold_main_routes(|found: &mut Routes, route| match route.protocol {
+        FROM_A_ROUTER => found.devices.extend(route.dev),
+        _ => {
+            found.has_own_way_out |= route.dst.is_ipv6() && route.dst.prefix() == 0 && route.kind == RouteKind::Unicast
+        }
     })?;
-    let mut devices: BTreeSet<u32> = found.into_iter().flatten().collect();
+    let mut heard = Heard::default();
+    let mut devices = BTreeSet::new();
+    for routes in found {
+        devices.extend(routes.devices);
+        heard.has_own_way_out |= routes.has_own_way_out;
+    }
     let addresses = netlink.address_entries()?.into_iter().filter(|entry| entry.address.is_ipv6() && entry.ends);
     devices.extend(addresses.map(|entry| entry.index));
-    if devices.is_empty() {
-        return Ok(BTreeSet::new());
+    if !devices.is_empty() {
+        let links = netlink.links()?.into_iter().filter(|link| devices.contains(&link.index));
+        heard.on = links.map(|link| link.name).collect();
     }
-    let links = netlink.links()?.into_iter().filter(|link| devices.contains(&link.index));
-    Ok(links.map(|link| link.name).collect())
+    Ok(heard)
 }
