@@ -200,7 +200,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         let started = Instant::now();
         if let Some(wake) = pace.take(started) {
             let good = pass(&mut reconciler, &announce, &store, wanted, wake);
-            pace.done(started, Instant::now(), if good { resync } else { RETRY });
+            pace.done(started, Instant::now(), good, if good { resync } else { RETRY });
         } else if !follow(&mut reconciler, wanted) {
             pace.wake(Wake::EVERYTHING);
         }
