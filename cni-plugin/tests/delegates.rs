@@ -73,7 +73,7 @@ impl Trouble {
     }
 }
 
-fn await_that(what: &str, holds: impl Fn() -> bool) {
+fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "not in {PATIENCE:?}: {what}");
@@ -102,6 +102,41 @@ fn who_hangs_ends_with_us_and_is_in_nobodys_way() {
         await_that("the plugin is gone", || !hanging.exists());
     }
     trouble.node.assert_clean("nothing was made");
+}
+
+/// What a wrapper has started is not ours to end once we are killed, but it has nothing of the runtime's.
+#[test]
+fn what_a_plugin_has_started_holds_no_pipe_of_the_runtimes() {
+    let trouble = Trouble::new();
+    let left = trouble.node.dir.path().join("left");
+    let name = left.display();
+    trouble.script(&format!("sleep 1000 & echo $! >{name}.draft; mv {name}.draft {name}; wait"));
+    let pod = Netns::create().unwrap();
+    let mut asking = trouble.start("ADD", eth0("stuck", &pod));
+    let wrapper = trouble.process();
+    await_that("the wrapper starts another", || left.exists());
+    let other: i32 = fs::read_to_string(&left).unwrap().trim().parse().unwrap();
+    // Also where this test fails: then what it waits for ends with the other.
+    let (tell, told) = std::sync::mpsc::channel();
+    asking.kill().unwrap();
+    std::thread::spawn(move || tell.send(asking.wait_with_output().is_ok()));
+    let all_closed = told.recv_timeout(PATIENCE);
+    let is_there = nix::sys::signal::kill(nix::unistd::Pid::from_raw(other), nix::sys::signal::Signal::SIGKILL).is_ok();
+    assert_eq!((all_closed, is_there), (Ok(true), true));
+    await_that("the wrapper is gone", || !wrapper.exists());
+}
+
+#[test]
+fn what_a_plugin_says_on_standard_error_is_said_on_ours() {
+    let trouble = Trouble::new();
+    let pod = Netns::create().unwrap();
+    trouble.script("echo a word >&2; sleep 0.2; echo and another >&2; exit 1");
+    let output = trouble.start("ADD", eth0("box", &pod)).wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "a word\nand another\n");
+    // More than a pipe holds, and nobody who reads it.
+    trouble.script("head -c 500000 /dev/zero >&2; exit 1");
+    let mut asking = trouble.start("ADD", eth0("box", &pod));
+    await_that("a log is nothing to wait for", || asking.try_wait().unwrap().is_some());
 }
 
 #[test]
