@@ -13,10 +13,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// How long a delegate may take for one verb. The kubelet gives a runtime two minutes for the removal of a pod and four for its
-/// start (`runtimeRequestTimeout`), in which there is room for a failed ADD and the DEL that undoes it; and the reference's `dhcp`
-/// tries for a minute.
-const LIMIT: Duration = Duration::from_secs(90);
+/// How long a delegate may take for a verb. The reference's `dhcp` tries an ADD for a minute, of the four that the kubelet
+/// gives a runtime for the start of a pod (twice `runtimeRequestTimeout`). containerd has one minute for the DELs that undo
+/// a start that failed. A runtime that takes 30 s to tell its status is down to the kubelet, and its node with it.
+fn limit(verb: &str) -> Duration {
+    Duration::from_secs(match verb {
+        "ADD" => 90,
+        "STATUS" => 10,
+        _ => 45,
+    })
+}
+
 /// Longest file name (NAME_MAX, linux/limits.h).
 const LONGEST_NAME: usize = 255;
 
@@ -47,7 +54,7 @@ impl Delegate {
         }
         let path = std::env::var_os("CNI_PATH").unwrap_or_default();
         match std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| is_executable(path)) {
-            Some(path) => Ok(Delegate::Executable(Executable { path })),
+            Some(path) => Ok(Delegate::Executable(Executable { path, limit })),
             None => {
                 let path = path.to_string_lossy();
                 invalid(format!("failed to find plugin {name:?} in path [{path}]: install it there"))
@@ -70,7 +77,10 @@ fn is_executable(path: &Path) -> bool {
 
 /// An executable that speaks CNI.
 pub(crate) struct Executable {
-    path: PathBuf,
+    /// where it is
+    pub(crate) path: PathBuf,
+    /// how long it may take for a verb
+    pub(crate) limit: fn(&str) -> Duration,
 }
 
 impl Plugin for Executable {
@@ -153,7 +163,8 @@ impl Executable {
         )]
         let mut command = Command::new(&self.path);
         command.env("CNI_COMMAND", verb).envs(environment.iter().map(|(name, value)| (name, value)));
-        match run::run(&mut command, input, LIMIT) {
+        let limit = (self.limit)(verb);
+        match run::run(&mut command, input, limit) {
             Ok((answer, status)) if status.success() => Ok(answer),
             Ok((answer, status)) => Err(self.refusal(verb, &answer, status)),
             Err(Trouble::Io(what, error)) => Err(self.failure(Code::Io, format!("{what}: {error}"))),
@@ -164,7 +175,7 @@ impl Executable {
                 Code::TryAgain,
                 format!(
                     "{verb} took more than {} s, and was ended: see what this plugin waits for, such as a daemon of its own",
-                    LIMIT.as_secs()
+                    limit.as_secs()
                 ),
             )),
         }
@@ -198,7 +209,7 @@ impl Executable {
 #[cfg(fuzzing)]
 pub(crate) fn read_answer(answer: &[u8], version: SpecVersion) -> (Result<AddResult, CniError>, CniError) {
     use std::os::unix::process::ExitStatusExt;
-    let executable = Executable { path: "/opt/cni/bin/other".into() };
+    let executable = Executable { path: "/opt/cni/bin/other".into(), limit };
     let refusal = executable.refusal("ADD", answer, std::process::ExitStatus::from_raw(1 << 8));
     (executable.result(answer, version), refusal)
 }
