@@ -113,7 +113,11 @@ pub(crate) fn forward(host: &mut Netlink, gateway: IpAddr) -> kernel::Result<()>
     if gateway.is_ipv6() && sysctl::get(key).is_ok_and(|value| value == "0") {
         let heard = advertisements::heard(host)?.on;
         for device in heard.iter().filter(|device| advertisements::end_with_forwarding(device)) {
-            sysctl::set(&advertisements::accept_ra(device), advertisements::ALWAYS)?;
+            match sysctl::set(&advertisements::accept_ra(device), advertisements::ALWAYS) {
+                // It has gone meanwhile.
+                Err(error) if error.errno == Errno::ENOENT => {}
+                outcome => outcome?,
+            }
         }
     }
     sysctl::set(key, "1")
