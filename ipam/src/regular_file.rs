@@ -12,8 +12,9 @@ use std::path::Path;
 /// # Errors
 /// `FileTooLarge` if it has more than `most` bytes.
 pub fn read_bounded(path: &Path, most: usize) -> io::Result<Option<(Vec<u8>, Metadata)>> {
-    // Opening a FIFO that somebody put there must not wait for its writer.
-    let opened = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+    // Opening a FIFO that somebody put there must not wait for its writer, nor a terminal become ours.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
     let file = match opened {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened?,
