@@ -122,5 +122,5 @@ fn carry(
         devices.insert(name.to_owned(), (index, user_space::Device::start(name, wanted, rest)?));
         tracing::info!("carrying the packets of {name} in this process, UDP port {}", wanted.port);
     }
-    devices.get(name).map_or(Ok(0), |(_, device)| Ok(device.ensure(wanted, moved)))
+    devices.get_mut(name).map_or(Ok(0), |(_, device)| Ok(device.ensure(wanted, moved)))
 }

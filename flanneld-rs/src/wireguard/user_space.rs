@@ -23,13 +23,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{PipeReader, PipeWriter};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A handshake that has gone unanswered for so long is worth telling: it is repeated every 5 s.
 const PATIENCE: Duration = Duration::from_secs(12);
+/// Sessions whose memory, 15 KB each, is worth looking for all over the heap, and how often at most.
+const MANY: usize = 200;
+const SELDOM: Duration = Duration::from_secs(5);
 
 /// Carries packets one way until it is told to stop.
 type Direction = fn(&Shared, &PipeReader);
@@ -42,6 +45,8 @@ pub(super) struct Device {
     stop: Option<PipeWriter>,
     port: u16,
     public_key: PublicKey,
+    /// when the allocator last gave back what sessions had
+    given_back: Option<Instant>,
 }
 
 /// What the threads of a device share.
@@ -54,6 +59,8 @@ struct Shared {
     newcomers: Mutex<VecDeque<Arc<Peer>>>,
     /// sessions that have a clock: those that do not sleep
     awake: Mutex<Vec<Weak<Mutex<Session>>>>,
+    /// sessions that have fallen asleep since the allocator gave back what they had
+    asleep: AtomicUsize,
     /// after so long without a packet a session sleeps
     rest: Duration,
     /// the underlay takes bundles of datagrams
@@ -75,6 +82,7 @@ impl Device {
             peers: RwLock::default(),
             newcomers: Mutex::default(),
             awake: Mutex::default(),
+            asleep: AtomicUsize::default(),
             rest,
             segmentation: AtomicBool::new(true),
             ended: Mutex::default(),
@@ -88,6 +96,7 @@ impl Device {
             stop: Some(writer),
             port: tunnel.port,
             public_key: tunnel.public_key,
+            given_back: None,
         };
         for (direction, run) in [("out", outbound::run as Direction), ("in", inbound::run)] {
             let (shared, reader) = (Arc::clone(&shared), reader.try_clone().map_err(failed)?);
@@ -103,7 +112,8 @@ impl Device {
     }
 
     /// Brings the peers to what `wanted` says, see [`kernel::wireguard::WireGuard::ensure`]. Returns the number of changes.
-    pub(super) fn ensure(&self, wanted: &Interface, moved: &BTreeSet<PublicKey>) -> usize {
+    pub(super) fn ensure(&mut self, wanted: &Interface, moved: &BTreeSet<PublicKey>) -> usize {
+        self.give_back();
         let present = self.shared.peers();
         // One by one: thousands are not to be in memory twice.
         let mut changes = peer_changes(present.keys(), |key| present.tell(key), &wanted.peers, moved).peekable();
@@ -117,6 +127,16 @@ impl Device {
         number
     }
 
+    /// Has the allocator give back what sessions had that sleep. Not in the threads that carry packets: it takes milliseconds.
+    fn give_back(&mut self) {
+        let is_due = self.given_back.is_none_or(|last| last.elapsed() >= SELDOM);
+        if is_due && self.shared.asleep.load(Ordering::Relaxed) >= MANY {
+            self.shared.asleep.store(0, Ordering::Relaxed);
+            self.given_back = Some(Instant::now());
+            kernel::memory::give_back();
+        }
+    }
+
     /// The peers as they are.
     pub(super) fn found(&self) -> BTreeMap<PublicKey, Found> {
         self.shared.peers().found()
@@ -127,16 +147,24 @@ impl Device {
         self.shared.peers().iter().filter(|peer| !peer.session().sleeps()).count()
     }
 
-    /// What people should know: peers that do not answer, and what cannot be sent.
+    /// What people should know: peers that do not answer, or cannot for the clock of this node, and what cannot be sent.
     pub(super) fn complaints(&self) -> Vec<String> {
-        let silent = |peer: &Arc<Peer>| {
+        let (mut complaints, mut set_back) = (Vec::new(), Vec::new());
+        for peer in self.shared.peers().iter() {
             let session = peer.session();
-            let since = session.unanswered.filter(|since| since.elapsed() > PATIENCE)?;
-            let seconds = since.elapsed().as_secs();
-            Some(format!("{} at {} answers no handshake for {seconds} s", peer.key, session.endpoint))
-        };
-        let mut complaints: Vec<String> = self.shared.peers().iter().filter_map(silent).collect();
+            set_back.extend(session.set_back());
+            if let Some(since) = session.unanswered.filter(|since| since.elapsed() > PATIENCE) {
+                let seconds = since.elapsed().as_secs();
+                complaints.push(format!("{} at {} answers no handshake for {seconds} s", peer.key, session.endpoint));
+            }
+        }
         complaints.sort();
+        if let Some(longest) = set_back.iter().max() {
+            let (number, seconds) = (set_back.len(), longest.as_secs().max(1));
+            let clock =
+                format!("the clock was set back: {number} peers refuse handshakes from here for {seconds} s more");
+            complaints.insert(0, clock);
+        }
         if let Some((to, errno)) = *lock(&self.shared.unsent) {
             complaints.push(format!("sending to {to}: {errno}"));
         }

@@ -14,6 +14,7 @@ use std::io::{IoSliceMut, PipeReader};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Receptions, each of up to 64 KiB, before what was decrypted must go on.
@@ -24,14 +25,12 @@ const LONGEST: usize = 65_536;
 const TICK: Duration = Duration::from_millis(500);
 /// Handshakes that are begun in one tick with peers to whom nothing is sent: what they cost others is rationed there.
 const GREETINGS: usize = 200;
-/// Sessions whose memory, 15 KB each, is worth looking for all over the heap.
-const MANY: usize = 200;
 
 /// Carries packets until the device is gone or `stop` is closed.
 pub(super) fn run(shared: &Shared, stop: &PipeReader) {
     let mut buffer = vec![0; LONGEST];
     let (merge, replies) = (Merge::new(), Datagrams::new(shared));
-    let mut inbound = Inbound { shared, plain: vec![0; LONGEST], merge, replies, greetings: GREETINGS, asleep: 0 };
+    let mut inbound = Inbound { shared, plain: vec![0; LONGEST], merge, replies, greetings: GREETINGS };
     let mut next_tick = Instant::now();
     loop {
         let pause = next_tick.saturating_duration_since(Instant::now());
@@ -97,8 +96,6 @@ struct Inbound<'a> {
     replies: Datagrams<'a>,
     /// handshakes that may still begin before the next tick
     greetings: usize,
-    /// sessions that have fallen asleep since the allocator gave back what they had
-    asleep: usize,
 }
 
 impl Inbound<'_> {
@@ -138,11 +135,15 @@ impl Inbound<'_> {
         self.replies.add(to, length, |room| copy(reply, room));
     }
 
-    /// Begins a handshake with a peer, unless many have begun already: anybody can have it done.
+    /// Begins a handshake with a peer if none is under way, unless many have begun already: anybody can have it done.
     fn greet(&mut self, line: &mut Line<'_>) {
-        if self.greetings > 0 {
-            self.greetings -= 1;
-            self.replies.add(line.session.endpoint, 0, |room| line.greet(room));
+        let Inbound { replies, greetings, .. } = self;
+        if *greetings > 0 {
+            replies.add(line.session.endpoint, 0, |room| {
+                let written = line.greet(room);
+                *greetings -= usize::from(written > 0);
+                written
+            });
         }
     }
 
@@ -172,7 +173,7 @@ impl Inbound<'_> {
 
     fn tick(&mut self) {
         self.shared.identity.limiter.reset_count();
-        self.asleep += self.shared.keep_awake(|session| {
+        let asleep = self.shared.keep_awake(|session| {
             let (to, mut lives) = (session.endpoint, false);
             self.replies.add(to, 0, |room| {
                 let written = session.tick(self.shared.rest, room);
@@ -181,10 +182,7 @@ impl Inbound<'_> {
             });
             lives
         });
-        if self.asleep >= MANY {
-            self.asleep = 0;
-            kernel::memory::give_back();
-        }
+        self.shared.asleep.fetch_add(asleep, Ordering::Relaxed);
         self.greetings = GREETINGS;
         for peer in self.shared.newcomers(GREETINGS) {
             self.greet(&mut Line::new(self.shared, &peer));

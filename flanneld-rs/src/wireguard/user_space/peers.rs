@@ -38,7 +38,8 @@ impl Identity {
     }
 
     /// The index of a peer if no other has it: the same in each life of this process, so that what is sent in sessions of the
-    /// last one tells by whom, and nothing that strangers could know.
+    /// last one tells by whom, and nothing that strangers could know. Of two peers with the same the second gets another, and
+    /// which one is the second may change: then it hears of the new life when it begins to doubt, after 15 s.
     fn index(&self, peer: &PublicKey) -> u32 {
         let digest = Sha256::new().chain_update(self.private.as_bytes()).chain_update(peer.0).finalize();
         digest.iter().take(4).fold(0, |index, byte| index << 8 | u32::from(*byte)) >> (u32::BITS - INDEX_BITS)

@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) endpoint: SocketAddr,
     /// since when handshakes go unanswered
     pub(super) unanswered: Option<Instant>,
+    /// the latest time that an initiation was stamped with: the peer takes none that is older
+    stamped: Option<SystemTime>,
     preshared_key: Option<SecretKey>,
     /// seconds; 0: none
     keepalive: u16,
@@ -39,6 +41,8 @@ pub(super) struct Session {
 struct Tunnel {
     protocol: Tunn,
     made: (SystemTime, Instant),
+    /// there was a handshake, and there may be keys
+    heard: bool,
     /// since the last look at the clock
     moved: bool,
     quiet: Instant,
@@ -64,6 +68,7 @@ impl Session {
         Session {
             endpoint,
             unanswered: None,
+            stamped: None,
             preshared_key: None,
             keepalive: 0,
             answered: None,
@@ -77,7 +82,7 @@ impl Session {
         self.endpoint = settings.endpoint.unwrap_or(self.endpoint);
         if (&self.preshared_key, self.keepalive) != (&settings.preshared_key, settings.keepalive) {
             (self.preshared_key, self.keepalive) = (settings.preshared_key.clone(), settings.keepalive);
-            self.tunnel = None;
+            (self.tunnel, self.unanswered) = (None, None);
         }
     }
 
@@ -92,6 +97,16 @@ impl Session {
     /// Nothing has moved for long, and keys are forgotten.
     pub(super) fn sleeps(&self) -> bool {
         self.tunnel.is_none()
+    }
+
+    /// By how much a handshake that began now would be stamped too early for the peer. It happens where the clock on the wall was
+    /// set back in the sleep: nothing helps but to wait, or a handshake that the peer begins.
+    pub(super) fn set_back(&self) -> Option<Duration> {
+        self.behind(self.tunnel.as_ref().map_or_else(SystemTime::now, |tunnel| tunnel.stamp()))
+    }
+
+    fn behind(&self, stamp: SystemTime) -> Option<Duration> {
+        self.stamped?.duration_since(stamp).ok().filter(|behind| !behind.is_zero())
     }
 
     /// The age of the session in use.
@@ -115,9 +130,14 @@ impl Session {
                 written = length(tunnel.protocol.format_handshake_initiation(room, false));
                 tunnel.quiet = Instant::now();
             }
-        } else if (expired || quiet >= rest && !tunnel.keeps) && tunnel.is_dispensable() {
-            self.tunnel = None;
-            return None;
+        } else if expired || quiet >= rest && !tunnel.keeps {
+            // The peer is asked nothing any more.
+            self.unanswered = None;
+            // Where the clock on the wall was set back, the stamps of another tunnel would be older, and the peer refuse them.
+            if self.behind(SystemTime::now()).is_none() {
+                self.tunnel = None;
+                return None;
+            }
         }
         self.note(room.get(..written).unwrap_or_default());
         self.clocked = true;
@@ -128,6 +148,7 @@ impl Session {
     fn note(&mut self, message: &[u8]) {
         if message.len() == INITIATION && message.first() == Some(&INITIATES) {
             self.unanswered.get_or_insert_with(Instant::now);
+            self.stamped = self.stamped.max(self.tunnel.as_ref().map(|tunnel| tunnel.stamp()));
         }
     }
 }
@@ -148,15 +169,13 @@ impl Tunnel {
             protocol.decapsulate(None, &**answered, &mut [0; ROOM]);
             protocol.set_static_private(identity.private.clone(), identity.public, Some(Arc::clone(&identity.limiter)));
         }
-        Tunnel { protocol, made, moved: false, quiet: now, keeps: false }
+        Tunnel { protocol, made, heard: false, moved: false, quiet: now, keeps: false }
     }
 
-    /// Whether another one would do as well. Handshakes are stamped with the time when the object was made, and what has passed
-    /// since: where the clock on the wall was set back, the stamps of another would be older, and the peer refuse them.
-    fn is_dispensable(&self) -> bool {
+    /// What the library stamps handshakes with: the time when the object was made, and what has passed since.
+    fn stamp(&self) -> SystemTime {
         let (wall, made) = self.made;
-        let latest = self.quiet.saturating_duration_since(made);
-        SystemTime::now().duration_since(wall).is_ok_and(|passed| passed > latest)
+        wall.checked_add(made.elapsed()).unwrap_or(wall)
     }
 }
 
@@ -207,15 +226,16 @@ impl<'a> Line<'a> {
     /// Takes a datagram of which the peer is the likely sender.
     pub(super) fn decrypt(&mut self, datagram: &[u8], from: SocketAddr, room: &mut [u8]) -> Outcome {
         let kind = datagram.first().copied().unwrap_or_default();
-        // All else belongs to what is forgotten. Who forges an initiation needs to know both public keys, and gets no more than a
-        // session in memory for a while.
-        if self.session.sleeps() && kind != INITIATES {
+        let slept = self.session.sleeps();
+        // All else belongs to what is forgotten.
+        if slept && kind != INITIATES {
             return if kind == DATA { Outcome::Stale } else { Outcome::Nothing };
         }
         let tunnel = self.tunnel();
         let outcome = match tunnel.protocol.decapsulate(Some(from.ip()), datagram, room) {
             TunnResult::Done if kind == COOKIE => Outcome::Nothing,
             TunnResult::Done => Outcome::Authentic,
+            TunnResult::Err(_) if kind == DATA && !tunnel.heard => Outcome::Stale,
             TunnResult::Err(_) => Outcome::Nothing,
             TunnResult::WriteToNetwork(bytes) if bytes.first() == Some(&COOKIE) => Outcome::Cookie(bytes.len()),
             TunnResult::WriteToNetwork(bytes) => Outcome::Reply(bytes.len()),
@@ -223,8 +243,11 @@ impl<'a> Line<'a> {
             TunnResult::WriteToTunnelV6(bytes, from) => Outcome::Packet(bytes.len(), from.into()),
         };
         if matches!(outcome, Outcome::Authentic | Outcome::Reply(_) | Outcome::Packet(..)) {
-            tunnel.moved = true;
+            (tunnel.moved, tunnel.heard) = (true, true);
             self.session.unanswered = None;
+        } else if slept {
+            // Who forges or replays an initiation, for which both public keys must be known, gets nothing that stays.
+            self.session.tunnel = None;
         }
         if let (INITIATES, Outcome::Reply(_), Some(initiation)) = (kind, &outcome, datagram.first_chunk()) {
             match &mut self.session.answered {
@@ -293,11 +316,36 @@ mod tests {
         assert!(!sleeps_after(Duration::ZERO, session(25, |_| {})));
     }
 
+    /// After an initiation from a tunnel whose clock is ahead of that on the wall.
+    fn initiated(ahead: Duration) -> Session {
+        let mut session = session(0, |tunnel| tunnel.made.0 += ahead);
+        let mut room = [0; ROOM];
+        let written = length(session.tunnel.as_mut().unwrap().protocol.format_handshake_initiation(&mut room, false));
+        session.note(&room[..written]);
+        assert!(session.unanswered.is_some() && session.stamped.is_some());
+        session
+    }
+
     /// The peer remembers the time that the last handshake was stamped with.
     #[test]
     fn nobody_forgets_a_time_that_is_yet_to_come() {
-        assert!(!sleeps_after(Duration::ZERO, session(0, |tunnel| tunnel.made.0 += HOUR)));
-        assert!(sleeps_after(Duration::ZERO, session(0, |tunnel| tunnel.made.0 -= HOUR)));
+        assert!(sleeps_after(Duration::ZERO, initiated(Duration::ZERO)));
+        assert!(!sleeps_after(Duration::ZERO, initiated(HOUR)));
+        let mut session = initiated(HOUR);
+        assert_eq!(session.set_back(), None, "this one's stamps go on");
+        session.tunnel = None;
+        let set_back = session.set_back().unwrap();
+        assert!(set_back > HOUR / 2 && set_back <= HOUR, "{set_back:?}");
+    }
+
+    #[test]
+    fn who_is_asked_no_more_owes_no_answer() {
+        for ahead in [Duration::ZERO, HOUR] {
+            let mut session = initiated(ahead);
+            assert!(session.tick(HOUR, &mut [0; ROOM]).is_some() && session.unanswered.is_some());
+            session.tick(Duration::ZERO, &mut [0; ROOM]);
+            assert_eq!(session.unanswered, None, "{ahead:?}");
+        }
     }
 
     #[test]
