@@ -1,9 +1,9 @@
 //! Many numbered datagrams a second from one pod to another: which of them never came. One way, so that nothing but the
 //! network stands between the two ends.
 
+use crate::probe::queue;
 use crate::{Result, eventually};
 use kernel::netns::Netns;
-use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Flood {
     pub fn start((from, source): (&Netns, IpAddr), (to, target): (&Netns, IpAddr), per_second: u32) -> Result<Self> {
         let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let receiver = to.run(|| UdpSocket::bind((any, 0)))??;
-        setsockopt(&receiver, sockopt::RcvBufForce, &BUFFER)?;
+        queue(&receiver, BUFFER)?;
         receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
         let sender = from.run(|| UdpSocket::bind((source, 0)))??;
         let target = SocketAddr::new(target, receiver.local_addr()?.port());

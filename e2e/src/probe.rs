@@ -21,7 +21,7 @@ pub const SINK: u8 = b'S';
 const CHUNK: usize = 256 << 10;
 
 /// What a socket holds of what nobody has read so far, in bytes.
-const QUEUE: usize = 8 << 20;
+pub(crate) const QUEUE: usize = 8 << 20;
 
 /// What a client learned from one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct Answer {
 /// Serves both protocols on [`PORT`] of every address of the calling thread's namespace, for ever.
 pub fn serve() -> Result<()> {
     let udp = UdpSocket::bind(any()).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
-    queue(&udp)?;
+    queue(&udp, QUEUE)?;
     let tcp = TcpListener::bind(any()).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
     std::thread::spawn(move || {
         for stream in tcp.incoming().flatten() {
@@ -47,9 +47,9 @@ pub fn serve() -> Result<()> {
 }
 
 /// Lets a socket hold what comes while the machine has no time for its reader: a loss is one of the path.
-pub(crate) fn queue(socket: &UdpSocket) -> Result<()> {
+pub(crate) fn queue(socket: &UdpSocket, bytes: usize) -> Result<()> {
     // Without root, in a user namespace, as much as everybody may have.
-    Ok(setsockopt(socket, sockopt::RcvBufForce, &QUEUE).or_else(|_| setsockopt(socket, sockopt::RcvBuf, &QUEUE))?)
+    Ok(setsockopt(socket, sockopt::RcvBufForce, &bytes).or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes))?)
 }
 
 /// `[::]` also serves IPv4, unless the kernel has no IPv6.

@@ -1,7 +1,7 @@
 //! A steady stream of numbered datagrams: how many were lost, and how long nothing came through.
 
 use crate::Result;
-use crate::probe::{PORT, queue, socket_towards};
+use crate::probe::{PORT, QUEUE, queue, socket_towards};
 use kernel::netns::Netns;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -91,7 +91,7 @@ fn wait_for(counter: &AtomicUsize, number: usize, what: &str) -> Result<()> {
 fn run(target: IpAddr, interval: Duration, progress: &Progress) -> Result<Report> {
     let socket = socket_towards(target)?;
     socket.set_read_timeout(Some(LOOK))?;
-    queue(&socket)?;
+    queue(&socket, QUEUE)?;
     let receiver = socket.try_clone()?;
     let (answered, sent) = std::thread::scope(|scope| {
         let answered = scope.spawn(|| receive(&receiver, progress));

@@ -19,10 +19,7 @@ use crate::reconcile::{Reconciler, Source};
 use crate::reload::{self, Grounds, Reload};
 use crate::report;
 use crate::running;
-use crate::store::{
-    Contact, EtcdOptions, EtcdStore, FileStore, KubeOptions, KubeStore, LEASE_TTL, LeaseStore, Password, SILENCE,
-    Snapshot, Store, User,
-};
+use crate::store::{Contact, LeaseStore, Snapshot, Store};
 use crate::uplink::Choice;
 use crate::wireguard::{Identity, Tunnels};
 use cni_plugin::attachments::Attachments;
@@ -36,7 +33,6 @@ use kernel::wireguard::WireGuard;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -83,7 +79,7 @@ async fn serve(options: &Options, hangups: &mut Signal, last_command: &OnceLock<
         let listener = Health::listen(SocketAddr::new(options.healthz_ip, options.healthz_port)).await?;
         tokio::spawn(health.clone().serve(listener));
     }
-    let store = Arc::new(store(options)?);
+    let store = Arc::new(Store::of(options)?);
     let memory = Place::of(options, &store).await;
     let last = memory.as_ref().and_then(Place::read);
     let source = match options.net_config_file() {
@@ -319,47 +315,6 @@ fn preflight() -> Result<(), String> {
         }
         Err(error) => Err(error.to_string()),
     }
-}
-
-fn store(options: &Options) -> Result<Store, String> {
-    if let Some(dir) = &options.store_dir {
-        return FileStore::open(dir, LEASE_TTL).map(Store::File).map_err(|error| error.to_string());
-    }
-    let kubernetes = &options.kubernetes;
-    if kubernetes.kube_subnet_mgr {
-        let families = options.net_config_file().map(read_config).transpose()?;
-        let kube = KubeOptions {
-            kubeconfig: kubernetes.kubeconfig().cloned(),
-            api_url: kubernetes.api_url().map(String::from),
-            annotation_prefix: kubernetes.kube_annotation_prefix.clone(),
-            node: options.node_name.clone(),
-            pod: kubernetes.pod(),
-            set_condition: kubernetes.set_node_network_unavailable,
-            families: families.map(|config| config.families()).unwrap_or_default(),
-            silence: SILENCE,
-        };
-        return KubeStore::new(kube).map(Store::Kube).map_err(|error| error.to_string());
-    }
-    let password = || match &options.etcd_password_file {
-        Some(path) => Password::File(path.clone()),
-        None => Password::Text(options.etcd_password.clone().unwrap_or_default()),
-    };
-    let etcd = EtcdOptions {
-        endpoints: options.etcd_endpoints.clone(),
-        prefix: options.etcd_prefix.clone(),
-        cafile: options.etcd_cafile.clone(),
-        certfile: options.etcd_certfile.clone(),
-        keyfile: options.etcd_keyfile.clone(),
-        user: options.etcd_username.clone().map(|name| User { name, password: password() }),
-        ttl: LEASE_TTL,
-    };
-    EtcdStore::new(etcd).map(Store::Etcd).map_err(|error| error.to_string())
-}
-
-fn read_config(path: &Path) -> Result<NetworkConfig, String> {
-    let file = ConfigFile::at(path);
-    let text = file.read_now().map_err(|error| error.to_string())?;
-    NetworkConfig::parse(&text).map_err(|error| format!("{error} (in {file})"))
 }
 
 /// Runs the command that comes before the lease, until it succeeds.

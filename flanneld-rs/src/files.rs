@@ -1,7 +1,7 @@
 //! Files for the CNI plugins: the subnet file, and the conflist that tells the container runtime that the node is ready.
 
 use crate::options::Options;
-use crate::own_file::{left_of, replace};
+use ipam::own_file::{left_of, replace};
 use ipam::regular_file::read_bounded;
 use ipam::subnet_env::SubnetEnv;
 use serde_json::Value;

@@ -10,7 +10,7 @@
 //! as forwarding is on by us.
 
 use crate::family::Family;
-use crate::own_file::{left_of, replace};
+use ipam::own_file::{left_of, replace};
 use ipam::regular_file::read_bounded;
 use kernel::netlink::{Link, LinkKind, Netlink};
 use kernel::netns::Netns;

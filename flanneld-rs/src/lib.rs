@@ -19,7 +19,6 @@ pub mod last_known;
 pub mod lease;
 pub mod network_config;
 pub mod options;
-mod own_file;
 mod pace;
 mod predecessor;
 mod prerequisites;

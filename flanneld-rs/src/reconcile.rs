@@ -376,6 +376,10 @@ impl Reconciler {
     }
 
     fn write_files(&mut self, uplink: &Uplink, own: &Lease, ready: bool) -> Result<(), String> {
+        if self.withheld {
+            self.files.remove_subnet()?;
+            return Err("no pod is started until the store gives this node a subnet again".into());
+        }
         let networks = self.config.networks();
         let env = SubnetEnv {
             networks: networks.iter().map(|(_, network)| *network).collect(),
@@ -383,10 +387,6 @@ impl Reconciler {
             mtu: self.backend.mtu(uplink, &self.families()),
             ip_masq: self.policy.masquerade.is_on_at_all(),
         };
-        if self.withheld {
-            self.files.remove_subnet()?;
-            return Err("no pod is started until the store gives this node a subnet again".into());
-        }
         self.files.write_subnet(&env)?;
         if ready { self.files.install_conflist() } else { Err("the conflist waits for the node to be ready".into()) }
     }

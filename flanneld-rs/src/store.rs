@@ -4,6 +4,7 @@ mod choice;
 mod etcd;
 mod file;
 mod kube;
+mod named;
 mod snapshot;
 
 use crate::family::PerFamily;

@@ -4,7 +4,7 @@
 use flanneld_rs::backend::{Backend, Means};
 use flanneld_rs::family::{Family, PerFamily};
 use flanneld_rs::files::Files;
-use flanneld_rs::firewall::{Policy, Switch};
+use flanneld_rs::firewall::Policy;
 use flanneld_rs::health::Health;
 use flanneld_rs::ip_forward::IpForward;
 use flanneld_rs::lease::{Lease, LeaseTable};
@@ -213,19 +213,13 @@ fn reconciler(options: &Options) -> Reconciler {
         r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd42::/48", "Backend": {"Type": "host-gw"}}"#;
     let config = Arc::new(NetworkConfig::parse(config).unwrap());
     let backend = Backend::new(&config, Means::default()).unwrap();
-    let policy = Policy {
-        masquerade: Switch::OFF,
-        fully_random: true,
-        not_masqueraded: BTreeSet::new(),
-        forward: Switch::ON,
-        refuse_own: false,
-    };
     let ports = cni_plugin::host_ports::HostPorts::recorded_in(&options.host_ports_dir);
     let attachments = cni_plugin::attachments::Attachments::recorded_in(&options.attachments_dir);
     let choice = Choice::parse(options).unwrap();
     let files = Files::of(options);
     let mut reconciler =
-        Reconciler::new(config, backend, choice, policy, files, (ports, attachments), Health::new()).unwrap();
+        Reconciler::new(config, backend, choice, Policy::from(options), files, (ports, attachments), Health::new())
+            .unwrap();
     reconciler.ip_forward = IpForward::recorded_in(&options.state_dir);
     reconciler
 }

@@ -11,6 +11,7 @@ pub mod fixed;
 pub mod fuzzing;
 pub mod host_local;
 pub mod ledger;
+pub mod own_file;
 pub mod pool;
 pub mod range;
 pub mod regular_file;

@@ -2,14 +2,13 @@
 //! them.
 
 use crate::address::without_host_bits;
+use crate::own_file::replace;
 use crate::regular_file::read_bounded;
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where plugins look unless `subnetFile` says otherwise.
@@ -156,29 +155,16 @@ impl SubnetEnv {
         })
     }
 
-    /// Replaces the file at `path` atomically (0644), creating parent directories. It is not synced: it is about this boot.
+    /// Replaces the file at `path` atomically, creating parent directories. Pods' plugins may run as anybody: all may read it.
     ///
     /// # Errors
     /// `Io`; the file that was there stays as it was.
     pub fn write(&self, path: &Path) -> Result<(), SubnetEnvError> {
-        let Some(name) = path.file_name() else {
+        if path.file_name().is_none() {
             return Err(SubnetEnvError::Io(format!("subnet file {} is not the path of a file", path.display())));
-        };
-        let draft = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let replace = || -> io::Result<()> {
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
-            }
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&draft)?;
-            file.write_all(self.render().as_bytes())?;
-            // Pods' plugins may run as anybody: the umask has no say.
-            file.set_permissions(Permissions::from_mode(0o644))?;
-            fs::rename(&draft, path)
-        };
-        replace().map_err(|error| {
-            fs::remove_file(&draft).ok();
-            io_error("writing subnet file", path, &error)
-        })
+        }
+        let written = replace(path, 0o644, |out| out.write_all(self.render().as_bytes()));
+        written.map_err(|error| io_error("writing subnet file", path, &error))
     }
 }
 
@@ -225,6 +211,8 @@ fn io_error(action: &str, path: &Path, error: &io::Error) -> SubnetEnvError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     const DUAL: &str = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.0.1/24\nFLANNEL_IPV6_NETWORK=2001:cafe:42::/56\n\
                         FLANNEL_IPV6_SUBNET=2001:cafe:42::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";

@@ -1,6 +1,6 @@
 //! This node's private key: made once, and kept over reboots, so that the other nodes need not learn another.
 
-use crate::own_file::{left_of, replace};
+use ipam::own_file::{left_of, replace};
 use ipam::regular_file::read_bounded;
 use kernel::wireguard::{PublicKey, SecretKey};
 use std::fs;

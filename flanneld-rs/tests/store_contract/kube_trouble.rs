@@ -3,7 +3,8 @@
 use crate::keepers::Running;
 use crate::kube_api::KubeApi;
 use crate::place::{PATIENCE, Place, config, leases, node, run, until};
-use flanneld_rs::store::{Contact, LeaseStore, Snapshot, StoreError};
+use flanneld_rs::lease::Lease;
+use flanneld_rs::store::{Contact, Held, LeaseStore, Snapshot, StoreError};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -226,14 +227,19 @@ fn a_missing_permission_is_told_and_waited_for() {
     });
 }
 
+/// What the first node knows of its lease after a life.
+async fn a_life(api: &KubeApi) -> (Lease, Option<Held>) {
+    let mut keeper = Running::start(&node(1), api.open("node-1"), config(), None);
+    let lease = keeper.until(|_| true).await;
+    let held = keeper.leases.borrow().clone();
+    (lease, held)
+}
+
 #[test]
 fn a_lease_of_the_last_life_serves_until_the_cluster_speaks() {
     with_two_nodes(async |place| {
         let api = place.kube();
-        let mut keeper = Running::start(&node(1), api.open("node-1"), config(), None);
-        let lease = keeper.until(|_| true).await;
-        let remembered = keeper.leases.borrow().clone();
-        drop(keeper);
+        let (lease, remembered) = a_life(api).await;
         api.stop();
         let mut keeper = Running::start(&node(1), api.open("node-1"), config(), remembered);
         assert_eq!(keeper.until(|_| true).await, lease);
@@ -249,10 +255,7 @@ fn a_lease_of_the_last_life_serves_until_the_cluster_speaks() {
 fn what_the_cluster_has_taken_back_stays_lost_when_it_falls_silent() {
     with_two_nodes(async |place| {
         let api = place.kube();
-        let mut keeper = Running::start(&node(1), api.open("node-1"), config(), None);
-        let lease = keeper.until(|_| true).await;
-        let remembered = keeper.leases.borrow().clone();
-        drop(keeper);
+        let (lease, remembered) = a_life(api).await;
         // While the daemon was down.
         api.double_of().delete_node(&api.name("node-1"));
         let mut keeper = Running::start(&node(1), api.open("node-1"), config(), remembered);

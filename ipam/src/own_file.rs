@@ -1,5 +1,6 @@
 //! Files of our own: replaced in one step, by way of a draft beside them.
 
+use nix::errno::Errno;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, IntoInnerError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -7,11 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Replaces a file by what `write` writes: whole or not at all, also over a power failure, and at no moment readable for others
 /// than `mode` says. Directories that are missing are made, and may be entered by those who may read the file.
-pub(crate) fn replace(
-    path: &Path,
-    mode: u32,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn replace(path: &Path, mode: u32, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let draft = draft(path);
     let replace = || {
@@ -25,7 +22,11 @@ pub(crate) fn replace(
         fs::rename(&draft, path)?;
         match File::open(directory)?.sync_all() {
             // A file system that has no such thing for directories.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP)) => Ok(()),
+            Err(error)
+                if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) =>
+            {
+                Ok(())
+            }
             synced => synced,
         }
     };
@@ -33,7 +34,7 @@ pub(crate) fn replace(
 }
 
 /// What there is of a file that [`replace`] writes: itself, and the drafts of processes that were killed.
-pub(crate) fn left_of(path: &Path) -> Vec<PathBuf> {
+pub fn left_of(path: &Path) -> Vec<PathBuf> {
     let name = file_name(path);
     let is_draft = |found: &str| {
         let rest = found.strip_prefix('.').and_then(|found| found.strip_prefix(&name)?.strip_prefix('.'));
